@@ -1,0 +1,103 @@
+"""Scaled dot-product attention over several back ends.
+
+Legend: B batch, N query tokens, M key tokens, H heads, D head width. It knows nothing of caches: what is attended is what
+it is given.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+class Attention(Protocol):
+    """q [B,N,H,D], k and v [B,M,H,D] -> [B,N,H,D]; mask [N,M] bool, True where attended."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor: ...
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """PyTorch's own choice of kernel."""
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    return out.transpose(1, 2)
+
+
+def _cudnn() -> Attention:
+    if not torch.backends.cuda.is_built() or not torch.backends.cudnn.is_available():
+        raise ImportError("it needs PyTorch with CUDA and cuDNN")
+
+    def cudnn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return sdpa(q, k, v, mask)
+
+    return cudnn
+
+
+def _dense(kernel: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attention:
+    """A kernel without masks; a masked call (training, tests) goes to SDPA."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return sdpa(q, k, v, mask) if mask is not None else kernel(q, k, v)
+
+    return attention
+
+
+def _first(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result
+
+
+def _flash2() -> Attention:
+    kernel = importlib.import_module("flash_attn").flash_attn_func
+    return _dense(lambda q, k, v: _first(kernel(q, k, v)))
+
+
+def _flash3() -> Attention:
+    kernel = importlib.import_module("flash_attn_interface").flash_attn_func
+    return _dense(lambda q, k, v: _first(kernel(q, k, v)))
+
+
+def _flash4() -> Attention:
+    kernel = importlib.import_module("flash_attn.cute").flash_attn_func
+    return _dense(lambda q, k, v: _first(kernel(q, k, v)))
+
+
+def _sage() -> Attention:
+    kernel = importlib.import_module("sageattention").sageattn
+    return _dense(lambda q, k, v: kernel(q, k, v, tensor_layout="NHD"))
+
+
+_BACKENDS: dict[str, tuple[Callable[[], Attention], str]] = {
+    "sdpa": (lambda: sdpa, "part of PyTorch"),
+    "cudnn": (_cudnn, "PyTorch built with CUDA and cuDNN"),
+    "flash2": (_flash2, "the package flash-attn"),
+    "flash3": (_flash3, "the package flash-attn-3 (flash_attn_interface)"),
+    "flash4": (_flash4, "the package flash-attn-4 (flash_attn.cute)"),
+    "sage": (_sage, "the package sageattention"),
+}
+NAMES = ("auto", *_BACKENDS)
+
+
+def attention_backend(name: str = "auto") -> Attention:
+    """The back end called `name`; "auto" is SDPA, whose own choice includes flash and cuDNN kernels and is never wrong.
+
+    Raises:
+        ValueError: an unknown name, or a back end that is not installed (named together with what it needs).
+    """
+    if name == "auto":
+        name = "sdpa"
+    if name not in _BACKENDS:
+        raise ValueError(f"unknown attention back end {name!r}; choose one of {', '.join(NAMES)}")
+    load, needs = _BACKENDS[name]
+    try:
+        return load()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"attention back end {name!r} is not available here: it needs {needs} ({error}). "
+            f"Install that, or choose {'sdpa'!r}, which always works"
+        ) from error

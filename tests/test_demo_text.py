@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diag_core.demo_text import DemoTextEncoder
+
+
+@pytest.fixture(scope="module")
+def encoder() -> DemoTextEncoder:
+    return DemoTextEncoder()
+
+
+def test_shape_and_zeros_past_the_end(encoder: DemoTextEncoder) -> None:
+    context = encoder.encode(["a red 3 moves right, fast", "blue"])
+    assert context.shape == (2, 32, 4096)
+    assert context.dtype == torch.float32
+    # "a red 3 moves right , fast": the comma counts.
+    assert context[0].abs().sum(-1).count_nonzero() == 7
+    assert context[1].abs().sum(-1).count_nonzero() == 1
+
+
+def test_vectors_never_change(encoder: DemoTextEncoder) -> None:
+    # Checkpoints are trained on these very numbers.
+    red = encoder.encode(["red"])[0, 0, :4]
+    expected = torch.tensor([-0.685883, -1.463825, -1.636169, -1.420318])
+    torch.testing.assert_close(red, expected, atol=1e-6, rtol=0)
+
+
+def test_words_have_unit_variance_and_are_nearly_orthogonal(encoder: DemoTextEncoder) -> None:
+    bare = encoder.encode(["red", "green"])[:, 0] - encoder._position_LD[0]
+    torch.testing.assert_close(bare.var(dim=1), torch.ones(2), atol=0.05, rtol=0)
+    assert torch.cosine_similarity(bare[0], bare[1], dim=0).abs() < 0.06
+
+
+def test_case_and_spacing_do_not_matter_but_order_does(encoder: DemoTextEncoder) -> None:
+    plain, shouted, turned = encoder.encode(["red blue", "  RED   Blue ", "blue red"])
+    assert torch.equal(plain, shouted)
+    assert not torch.equal(plain, turned)
+    # The same word elsewhere differs by positions only.
+    moved = (plain[0] - turned[1]) - (encoder._position_LD[0] - encoder._position_LD[1])
+    assert moved.abs().max() < 1e-6
+
+
+def test_empty_prompt_is_a_token_of_its_own(encoder: DemoTextEncoder) -> None:
+    empty, spaces, word = encoder.encode(["", "   ", "empty"])
+    assert torch.equal(empty, spaces)
+    assert empty.abs().sum(-1).count_nonzero() == 1
+    assert torch.cosine_similarity(empty[0], word[0], dim=0) < 0.5
+
+
+def test_too_long_is_refused(encoder: DemoTextEncoder) -> None:
+    assert encoder.encode(["go " * 32]).abs().sum(-1).count_nonzero() == 32
+    with pytest.raises(ValueError, match=r"prompt 1 has 33 .*text_len=32"):
+        encoder.encode(["fine", "go " * 33])
+
+
+def test_sizes_are_checked() -> None:
+    with pytest.raises(ValueError, match="positive"):
+        DemoTextEncoder(text_len=0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=40))
+def test_any_text_encodes_alone_as_in_a_batch(text: str) -> None:
+    encoder = DemoTextEncoder(text_len=64, text_dim=8)
+    assert torch.equal(encoder.encode([text])[0], encoder.encode(["a", text])[1])

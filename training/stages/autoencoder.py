@@ -1,0 +1,232 @@
+"""Trains the autoencoder of moving digits: a TinyVAE on rendered clips and single frames.
+
+Loss: L1 and squared error of the reconstruction, decoded from latents with noise added (so that neighbouring latents decode alike),
+plus a pull of every latent channel to mean 0 and standard deviation 1 (so that none dies and none leaves the range that the decoder's
+soft clamp passes). At the end the exact statistics are folded into the encoder's last and the decoder's first convolution: files
+hold an autoencoder whose latents are normalised.
+
+Shapes: pixels [B,3,T,H,W] in -1..1, latents [B,16,F,H/8,W/8].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from diag_core.vae.tiny import TinyVAE, TinyVAEConfig
+
+from ..data.moving_digits import MovingDigitsConfig, draw_clips, render
+from ..io import load_state, load_tensors, save_state, save_tensors
+
+log = logging.getLogger(__name__)
+
+
+def toy_vae_config() -> TinyVAEConfig:
+    """1.4M parameters: pixels folded by 4, one halving of the size, 4x in time."""
+    return TinyVAEConfig(
+        patch_size=4,
+        encoder_width=32,
+        encoder_space=(True, False, False),
+        encoder_time=(True, True, False),
+        decoder_widths=(64, 48, 48, 48),
+        decoder_space=(False, True, False),
+        decoder_time=(False, True, True),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """The recipe; the defaults are those of the embedded checkpoint."""
+
+    vae: TinyVAEConfig = dataclasses.field(default_factory=toy_vae_config)
+    data: MovingDigitsConfig = dataclasses.field(default_factory=MovingDigitsConfig)
+    seed: int = 0
+    steps: int = 3000
+    lengths: tuple[int, ...] = (9, 1, 17, 9)
+    """pixel frames of a step's clips, in turn"""
+    pixel_frames: int = 208
+    """pixel frames a step, so the batch is this over the length"""
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    latent_noise: float = 0.2
+    """standard deviation; latents are about unit"""
+    moment_weight: float = 0.02
+    square_weight: float = 2.0
+    """weight of the squared error beside L1, both on pixels in -1..1"""
+    gradient_clip: float = 1.0
+    save_every: int = 250
+
+
+def train(config: AutoencoderConfig, folder: str | Path) -> Path:
+    """Train, or go on where `folder` left off; returns the path of the finished `vae.safetensors` in it."""
+    folder = Path(folder)
+    state_path = folder / "state.pt"
+    torch.manual_seed(config.seed)
+    model = TinyVAE(config.vae).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    done = 0
+    if (state := load_state(state_path)) is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        done = state["step"]
+        log.info("autoencoder: going on from step %d", done)
+    started = time.perf_counter()
+    for step in range(done, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _schedule(step, config)
+        pixels = training_batch(step, config)
+        loss, squared = _loss(model, pixels, step, config)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            rate = (step + 1 - done) / (time.perf_counter() - started)
+            log.info(
+                "autoencoder: step %d of %d, loss %.4f, noisy PSNR %.1f dB, gradient %.2f, %.1f steps/s",
+                step + 1,
+                config.steps,
+                float(loss),
+                psnr(squared),
+                float(norm),
+                rate,
+            )
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            save_state(state_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+    return finish(model, config, folder)
+
+
+def finish(model: TinyVAE, config: AutoencoderConfig, folder: Path) -> Path:
+    """Normalise the latents, measure the held-out PSNR as the file will have it (bf16 weights), write `vae.safetensors`."""
+    model.eval()
+    mean_C, std_C = latent_statistics(model, config)
+    fold_statistics(model, mean_C, std_C)
+    weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    quality = held_out_psnr(model, config.data)
+    log.info("autoencoder: held-out PSNR %.2f dB", quality)
+    metadata = {
+        "format": "tiny_vae",
+        "config": dataclasses.asdict(config.vae),
+        "psnr_db": round(quality, 2),
+        "steps": config.steps,
+        "seed": config.seed,
+    }
+    return save_tensors(folder / "vae.safetensors", weights, metadata)
+
+
+def load_autoencoder(path: str | Path) -> TinyVAE:
+    """A TinyVAE from a file of this stage, float32, in evaluation mode.
+
+    Raises ValueError for a file without this stage's metadata."""
+    weights, metadata = load_tensors(path)
+    if metadata.get("format") != "tiny_vae" or "config" not in metadata:
+        raise ValueError(f"{path} was not written by the autoencoder stage: its metadata has no tiny_vae configuration")
+    values = json.loads(metadata["config"])
+    model = TinyVAE(TinyVAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+def training_batch(step: int, config: AutoencoderConfig) -> torch.Tensor:
+    """Pixels of a step: training scans, all combinations of attributes (the split of combinations is the generator's)."""
+    length = config.lengths[step % len(config.lengths)]
+    batch = max(1, config.pixel_frames // length)
+    indices = range(step * config.pixel_frames, step * config.pixel_frames + batch)
+    clips = draw_clips(indices, split="train", seed=config.seed, config=config.data, held_out=None)
+    rng = np.random.default_rng([config.seed, step])
+    first = rng.integers(0, config.data.num_pixel_frames - length + 1, size=(batch, 1))
+    return render(clips, config.data, frames=first + np.arange(length))
+
+
+def psnr(squared_error: torch.Tensor | float) -> float:
+    """Peak signal-to-noise ratio in dB of a mean squared error over pixels in -1..1."""
+    return 10 * math.log10(4 / max(float(squared_error), 1e-12))
+
+
+def held_out_psnr(model: TinyVAE, data: MovingDigitsConfig, *, videos: int = 40, seed: int = 1) -> float:
+    """PSNR in dB of whole reconstructed videos of test scans, over the pooled squared error."""
+    errors = []
+    for indices in _batches(videos, 8):
+        pixels = render(draw_clips(indices, split="test", seed=seed, config=data, held_out=None), data)
+        errors.append(F.mse_loss(reconstruct(model, pixels), pixels))
+    return psnr(torch.stack(errors).mean())
+
+
+@torch.inference_mode()
+def reconstruct(model: TinyVAE, pixels: torch.Tensor) -> torch.Tensor:
+    """Decode(encode(pixels)), clamped to -1..1, float32."""
+    with autocast():
+        return model.decode(model.encode(pixels)).float().clamp(-1, 1)
+
+
+def autocast() -> torch.autocast:
+    """bfloat16 on CPU: with AMX several times faster than float32, and never slower where training is feasible at all."""
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+@torch.inference_mode()
+def latent_statistics(model: TinyVAE, config: AutoencoderConfig, *, videos: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each latent channel [C] over training videos."""
+    total = torch.zeros(2, config.vae.latent_channels, dtype=torch.float64)
+    batches = list(_batches(videos, 8))
+    for indices in batches:
+        clips = draw_clips(indices, split="train", seed=config.seed + 1, config=config.data, held_out=None)
+        with autocast():
+            latents = model.encode(render(clips, config.data)).double()
+        total += torch.stack([latents.mean((0, 2, 3, 4)), latents.square().mean((0, 2, 3, 4))])
+    mean_C, square_C = total / len(batches)
+    return mean_C.float(), (square_C - mean_C**2).sqrt().float()
+
+
+@torch.no_grad()
+def fold_statistics(model: TinyVAE, mean_C: torch.Tensor, std_C: torch.Tensor) -> None:
+    """Change the encoder's last and the decoder's first convolution so that latents become (z - mean) / std.
+
+    The decoder's soft clamp c(z) stands between the latent and that convolution, and a convolution pads with zeros after
+    it. So the decoder takes c(z / std - mean / std) where it had c(z): close to affine over the range that the moment loss
+    keeps latents in, not exact."""
+    last = model.encoder[-1]
+    last.weight.div_(std_C[:, None, None, None])
+    last.bias.copy_((last.bias - mean_C) / std_C)
+    first = next(block for block in model.decoder if isinstance(block, torch.nn.Conv2d))
+    first.bias.add_((first.weight * mean_C[None, :, None, None]).sum((1, 2, 3)))
+    first.weight.mul_(std_C[None, :, None, None])
+
+
+def _loss(
+    model: TinyVAE, pixels: torch.Tensor, step: int, config: AutoencoderConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    with autocast():
+        latents = model.encode(pixels)
+        noise = config.latent_noise * torch.randn(latents.shape, generator=generator)
+        decoded = model.decode(latents + noise)
+    error = decoded.float() - pixels
+    squared = error.square().mean()
+    latents = latents.float()
+    mean_C = latents.mean((0, 2, 3, 4))
+    std_C = latents.std((0, 2, 3, 4))
+    moments = mean_C.square().mean() + (std_C - 1).square().mean()
+    return error.abs().mean() + config.square_weight * squared + config.moment_weight * moments, squared.detach()
+
+
+def _schedule(step: int, config: AutoencoderConfig) -> float:
+    """Linear warm-up, then a cosine down to 1%."""
+    warm = min(1.0, (step + 1) / config.warmup_steps)
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+
+
+def _batches(count: int, size: int) -> Iterator[range]:
+    for start in range(0, count, size):
+        yield range(start, min(count, start + size))
