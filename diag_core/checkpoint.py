@@ -61,7 +61,11 @@ class LoadedCheckpoint:
 
 @dataclass(frozen=True)
 class _Source:
-    """A checkpoint that is known to fit but is not read: original key -> spec, and a reader that merges and casts."""
+    """A checkpoint that is known to fit but is not read.
+
+    specs: original key -> shape and dtype that are wanted. read: original key -> tensor with the LoRA merged but not
+    yet cast; it is the file's or fresh, so that it may be kept.
+    """
 
     config: WanConfig
     settings: CheckpointSettings | None
@@ -92,7 +96,7 @@ def load_dit(
         CheckpointError: (a ValueError) names the file, what is wrong with it and what to do.
     """
     source = _open(path, dtype=dtype, lora=lora, lora_strength=lora_strength, which=which)
-    tensors = {name: source.read(name).to(device) for name in source.specs}
+    tensors = _read_all(source, torch.device(device))
     with torch.device("meta"):
         model = WanDiT(source.config)
     model.load_state_dict(tensors, assign=True)
@@ -210,11 +214,23 @@ def _open(
         except (OSError, FormatError) as error:
             raise CheckpointError(f"{path}: {names[name]!r} cannot be read: {error}") from error
         if name in changes:
-            # In float32 from the stored value to the final cast: merging in bf16 would lose small changes.
-            tensor = changes[name].added_to(tensor.float(), lora_strength)
-        return tensor.to(dtype).contiguous()
+            tensor = changes[name].added_to(tensor, lora_strength)
+        return tensor
 
     return _Source(config, settings, {name: TensorSpec(spec.shape, dtype) for name, spec in stored.items()}, read)
+
+
+def _read_all(source: _Source, device: torch.device) -> dict[str, Tensor]:
+    """All tensors as wanted. Room for the cast ones is taken beforehand: were it taken in turns with the uncast ones,
+    the allocator could not use the gaps those leave, and the peak would be as high as with two copies."""
+    room = {name: torch.empty(spec.shape, dtype=spec.dtype, device=device) for name, spec in source.specs.items()}
+    for name, place in room.items():
+        tensor = source.read(name)
+        if tensor.dtype == place.dtype and tensor.device == place.device and tensor.is_contiguous():
+            room[name] = tensor
+        else:
+            place.copy_(tensor)
+    return room
 
 
 class _naming:

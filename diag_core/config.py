@@ -171,3 +171,21 @@ class ContextPolicy:
     def level(self, last_sigma: float) -> float:
         """Noise level at which a chunk is committed when a forward is needed (also when it is committed anew)."""
         return last_sigma if self.sigma is None else self.sigma
+
+
+@dataclass(frozen=True)
+class SwitchPolicy:
+    """What happens to the window's keys and values when the prompt changes (dynamic prompting, Fig. 9 of the paper).
+
+    Attributes:
+        recache: "chunks" commits the window's chunks anew one by one, oldest first; "joint" in one bidirectional forward
+            (as LongLive does); "off" leaves them with the old prompt.
+        sink: also recompute the sink's.
+    """
+
+    recache: str = "chunks"
+    sink: bool = False
+
+    def __post_init__(self) -> None:
+        if self.recache not in ("chunks", "joint", "off"):
+            raise ValueError(f'SwitchPolicy.recache must be "chunks", "joint" or "off", got {self.recache!r}')

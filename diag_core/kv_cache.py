@@ -222,12 +222,16 @@ class KVCache:
         own = self.state_dict()["tensors"]
         for name, tensor in own.items():
             given = state["tensors"].get(name)
-            if given is None or given.shape != tensor.shape:
+            # Without a window the storage is as long as the video, and a continuation may be longer.
+            grows = self.config.window_frames is None and given is not None and given.shape[1] <= tensor.shape[1]
+            if given is None or (given.shape[:1], given.shape[2:]) != (tensor.shape[:1], tensor.shape[2:]) or (
+                given.shape[1] != tensor.shape[1] and not grows
+            ):
                 raise ValueError(
                     f"the saved state does not fit: {name} is {None if given is None else list(given.shape)}, "
                     f"needed {list(tensor.shape)} (another model, window, batch or video size?)"
                 )
-            tensor.copy_(given)
+            tensor[:, : given.shape[1]] = given.to(tensor)
         counters = state["counters"]
         self.origin, self.ring_start, self.held = counters["origin"], counters["ring_start"], counters["held"]
         self._sink_at = None if counters["sink_at"] < 0 else counters["sink_at"]

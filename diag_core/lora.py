@@ -41,14 +41,14 @@ class Change:
     diff: Tensor | None = None
 
     def added_to(self, tensor: Tensor, strength: float = 1.0) -> Tensor:
-        """A new tensor, in the dtype and on the device of the old; computed in float32."""
+        """A new float32 tensor on the device of the old."""
         result = tensor.detach().to(torch.float32, copy=True).contiguous()
         if self.down is not None and self.up is not None:
             up, down = (part.to(result.device, torch.float32).flatten(1) for part in (self.up, self.down))
             result.view(result.shape[0], -1).addmm_(up, down, alpha=self.scale * strength)
         if self.diff is not None:
             result.add_(self.diff.to(result.device, torch.float32).view_as(result), alpha=strength)
-        return result.to(tensor.dtype)
+        return result
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_other_models_beside_the_dit_are_left_out(weights: dict[str, torch.Tenso
 
 
 def test_two_keys_for_one_tensor_are_refused() -> None:
-    with pytest.raises(CheckpointError, match="both .* stand for 'blocks.0.norm3.weight'"):
+    with pytest.raises(CheckpointError, match=r"both .* stand for 'blocks\.0\.norm3\.weight'"):
         original_names(["patch_embedding.weight", "blocks.0.norm3.weight", "blocks.0._orig_mod.norm3.weight"])
 
 

@@ -2,57 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from diag_core import CacheConfig, WanConfig
+from diag_core import WanConfig
+from diag_core.checkpoint import CheckpointSettings
+
+from ..classifier import ClassifierConfig
+from ..stages.autoencoder import AutoencoderConfig
+from .causal_flow import CausalFlowRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalFlowRecipe:
-    """Flow matching of a causal DiT: single latent frames first, which teach what a digit looks like, then videos."""
+class ToyRecipe:
+    """All stages of the first moving-digits model, and how it is sampled."""
 
-    model: WanConfig = field(default_factory=lambda: WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=6, text_len=32))
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    chunk_frames: int = 3
-    seed: int = 0
-    image_steps: int = 1200
-    """steps on single first frames before the first video"""
-    video_steps: int = 3600
-    """steps that follow, of which every `image_every`-th is on single frames again"""
-    image_every: int = 4
-    image_batch: int = 256
-    video_batch: int = 32
-    learning_rate: float = 8e-4
-    warmup_steps: int = 100
-    cooldown: float = 0.3
-    """share of all steps over which the learning rate falls linearly to zero"""
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    """largest gradient norm"""
-    prompt_dropout: float = 0.1
-    """share of samples trained without their prompt, for classifier-free guidance"""
-    shift: float = 3.0
-    """of the noise levels trained on"""
-    max_context_sigma: float = 0.4
-    """finished chunks are shown at one noise level a video, from 0 to this"""
-    ema: float = 0.999
-    save_every: int = 200
-    log_every: int = 20
+    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(steps=1600))
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    video_shards: int = 16
+    videos_a_shard: int = 1000
+    image_shards: int = 15
+    images_a_shard: int = 10_000
+    flow: CausalFlowRecipe = field(default_factory=CausalFlowRecipe)
+    settings: CheckpointSettings = field(
+        default_factory=lambda: CheckpointSettings(
+            schedule="12", shift=3.0, kv_noise=25.0, reuse_last_step=False, step="euler", cfg=3.0, text_encoder="demo",
+            title="moving digits", license="Apache-2.0",
+        )
+    )  # fmt: skip
+    evaluation_prompts: int = 400
+    evaluation_seeds: tuple[int, ...] = (0, 1, 2)
 
-    def __post_init__(self) -> None:
-        for name in ("chunk_frames", "image_every", "image_batch", "video_batch", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"recipe: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("prompt_dropout", "max_context_sigma", "cooldown", "ema"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"recipe: {name} must be from 0 to 1, got {getattr(self, name)}")
-        if self.steps < 1:
-            raise ValueError("recipe: image_steps and video_steps are both 0")
+    def with_seed(self, seed: int) -> ToyRecipe:
+        """The same recipe from other random numbers in every stage."""
+        return replace(
+            self,
+            autoencoder=replace(self.autoencoder, seed=seed),
+            classifier=replace(self.classifier, seed=seed),
+            flow=replace(self.flow, seed=seed),
+        )
 
-    @property
-    def steps(self) -> int:
-        return self.image_steps + self.video_steps
 
-    def on_images(self, step: int) -> bool:
-        """Whether step `step` trains on single frames."""
-        return step < self.image_steps or (step - self.image_steps) % self.image_every == self.image_every - 1
+def toy() -> ToyRecipe:
+    """The recipe of the embedded checkpoint."""
+    return ToyRecipe()
+
+
+def toy_smoke() -> ToyRecipe:
+    """Every stage for a few steps: proves that they fit together, learns nothing."""
+    return ToyRecipe(
+        autoencoder=AutoencoderConfig(steps=2, pixel_frames=18),
+        classifier=ClassifierConfig(steps=2, batch=8),
+        video_shards=1,
+        videos_a_shard=8,
+        image_shards=1,
+        images_a_shard=16,
+        flow=CausalFlowRecipe(
+            model=WanConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=1, text_len=32),
+            image_steps=2,
+            video_steps=2,
+            image_batch=4,
+            video_batch=2,
+            save_every=1,
+        ),
+        settings=replace(ToyRecipe().settings, schedule="1"),
+        evaluation_prompts=2,
+        evaluation_seeds=(0,),
+    )

@@ -51,7 +51,7 @@ class AutoencoderConfig:
     vae: TinyVAEConfig = dataclasses.field(default_factory=toy_vae_config)
     data: MovingDigitsConfig = dataclasses.field(default_factory=MovingDigitsConfig)
     seed: int = 0
-    steps: int = 3000
+    steps: int = 1600
     lengths: tuple[int, ...] = (9, 1, 17, 9)
     """pixel frames of a step's clips, in turn"""
     pixel_frames: int = 208
@@ -68,14 +68,20 @@ class AutoencoderConfig:
 
 
 def train(config: AutoencoderConfig, folder: str | Path) -> Path:
-    """Train, or go on where `folder` left off; returns the path of the finished `vae.safetensors` in it."""
+    """Train, or go on where `folder` left off; returns the path of the finished `vae.safetensors` in it.
+
+    A step depends on the seed and its own number, so an interrupted run ends as an undisturbed one does. Raises ValueError
+    when the folder holds the state of another recipe."""
     folder = Path(folder)
     state_path = folder / "state.pt"
+    recipe = json.dumps(dataclasses.asdict(config), sort_keys=True)
     torch.manual_seed(config.seed)
     model = TinyVAE(config.vae).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     done = 0
     if (state := load_state(state_path)) is not None:
+        if state["recipe"] != recipe:
+            raise ValueError(f"{state_path} is of another recipe; train with that one, or into another folder")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done = state["step"]
@@ -96,13 +102,14 @@ def train(config: AutoencoderConfig, folder: str | Path) -> Path:
                 "autoencoder: step %d of %d, loss %.4f, noisy PSNR %.1f dB, gradient %.2f, %.1f steps/s",
                 step + 1,
                 config.steps,
-                float(loss),
+                loss.item(),
                 psnr(squared),
-                float(norm),
+                norm.item(),
                 rate,
             )
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            save_state(state_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "recipe": recipe}
+            save_state(state_path, state)
     return finish(model, config, folder)
 
 

@@ -14,9 +14,8 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,22 +26,12 @@ from diag_core.geometry import tokens_per_frame
 from diag_core.noise_schedule import add_noise, shift_sigma
 
 from ..block_causal import token_mask
+from ..data.latents import LatentSet
 from ..ema import EMA
 from ..io import load_state, save_state
-from ..recipes.toy import CausalFlowRecipe
+from ..recipes.causal_flow import CausalFlowRecipe
 
 log = logging.getLogger(__name__)
-
-
-class LatentData(Protocol):
-    """Batches by index; prompts are phrased anew by the generator passed in."""
-
-    num_videos: int
-    num_images: int
-
-    def videos(self, index: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, list[str]]: ...
-
-    def images(self, index: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, list[str]]: ...
 
 
 def draw_sigmas(recipe: CausalFlowRecipe, batch: int, frames: int, generator: torch.Generator) -> Tensor:
@@ -75,8 +64,8 @@ def learning_rate(recipe: CausalFlowRecipe, step: int) -> float:
 
 def train(
     recipe: CausalFlowRecipe,
-    data: LatentData,
-    encode: Callable[[Sequence[str]], Tensor],
+    data: LatentSet,
+    encode: Callable[[list[str]], Tensor],
     folder: Path,
     *,
     stop_after: int | None = None,
@@ -122,15 +111,18 @@ def train(
         rng = np.random.default_rng([recipe.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         if recipe.on_images(step):
-            latents, prompts = data.images(rng.integers(data.num_images, size=recipe.image_batch), rng)
+            index = torch.from_numpy(rng.integers(len(data.first_frames), size=recipe.image_batch))
+            latents, prompts = data.first_frames[index].unsqueeze(2), data.first_frame_prompts(index, rng)
             step_mask = None
         else:
-            latents, prompts = data.videos(rng.integers(data.num_videos, size=recipe.video_batch), rng)
+            index = torch.from_numpy(rng.integers(len(data.videos), size=recipe.video_batch))
+            latents, prompts = data.videos[index], data.video_prompts(index, rng)
             frames, height, width = latents.shape[2:]
             if mask is None:
                 mask = token_mask(frames, tokens_per_frame(height, width), recipe.chunk_frames, recipe.cache)
             step_mask = mask
-        prompts = ["" if drop else prompt for prompt, drop in zip(prompts, rng.random(len(prompts)) < recipe.prompt_dropout, strict=True)]
+        dropped = rng.random(len(prompts)) < recipe.prompt_dropout
+        prompts = ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
         latents = latents.float()
         sigma = draw_sigmas(recipe, latents.shape[0], latents.shape[2], generator)
         noise = torch.randn(latents.shape, generator=generator)
@@ -142,7 +134,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         ema.update(model)
-        losses.append(float(loss))
+        losses.append(loss.item())
         if not np.isfinite(losses[-1]):
             raise FloatingPointError(f"the loss is {losses[-1]} at step {step}: lower the learning rate and start anew")
         done = step + 1

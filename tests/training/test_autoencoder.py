@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from diag_core.vae.tiny import TinyVAE, TinyVAEConfig
+from training.io import save_tensors
+from training.stages import autoencoder
+from training.stages.autoencoder import AutoencoderConfig
+
+TINY = AutoencoderConfig(
+    vae=TinyVAEConfig(
+        latent_channels=4,
+        patch_size=4,
+        encoder_width=8,
+        encoder_space=(True, False, False),
+        decoder_widths=(8, 8, 8, 8),
+        decoder_space=(False, True, False),
+    ),
+    steps=6,
+    lengths=(5, 1),
+    pixel_frames=10,
+    warmup_steps=2,
+    save_every=3,
+)
+
+
+@pytest.fixture(autouse=True)
+def few_videos(monkeypatch: pytest.MonkeyPatch) -> None:
+    statistics = autoencoder.latent_statistics
+    monkeypatch.setattr(autoencoder, "latent_statistics", lambda model, config: statistics(model, config, videos=2))
+    monkeypatch.setattr(autoencoder, "held_out_psnr", lambda model, data: 12.345)
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = autoencoder.load_autoencoder(autoencoder.train(TINY, tmp_path / "whole"))
+    drawn = autoencoder.training_batch
+
+    def killed(step: int, config: AutoencoderConfig) -> torch.Tensor:
+        if step == 4:
+            raise KeyboardInterrupt
+        return drawn(step, config)
+
+    monkeypatch.setattr(autoencoder, "training_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        autoencoder.train(TINY, tmp_path / "cut")
+    monkeypatch.setattr(autoencoder, "training_batch", drawn)
+    with pytest.raises(ValueError, match="another recipe"):
+        autoencoder.train(replace(TINY, seed=1), tmp_path / "cut")
+    resumed = autoencoder.load_autoencoder(autoencoder.train(TINY, tmp_path / "cut"))
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values()):
+        assert torch.equal(a, b), name
+
+
+def test_training_lowers_the_loss() -> None:
+    torch.manual_seed(0)
+    config = replace(TINY, lengths=(1,), steps=1000)
+    model = TinyVAE(config.vae)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for step in range(80):
+        loss, _ = autoencoder._loss(model, autoencoder.training_batch(step, config), step, config)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_folded_statistics_normalise_and_keep_the_picture() -> None:
+    torch.manual_seed(0)
+    model = TinyVAE(TINY.vae).eval()
+    pixels = autoencoder.training_batch(0, TINY)
+    with torch.inference_mode():
+        before, latents = model.decode(model.encode(pixels)), model.encode(pixels)
+    mean_C, std_C = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+    autoencoder.fold_statistics(model, mean_C, std_C)
+    with torch.inference_mode():
+        folded = model.encode(pixels)
+        after = model.decode(folded)
+    torch.testing.assert_close(folded, (latents - mean_C.view(1, -1, 1, 1, 1)) / std_C.view(1, -1, 1, 1, 1), atol=1e-3, rtol=1e-3)
+    # Untrained latents are far from unit; through the soft clamp the picture still stays close, away from the border.
+    assert (after - before)[..., 12:-12, 12:-12].abs().mean() < 0.1 * before.std()
+
+
+def test_psnr() -> None:
+    # An error of 2, the whole range, is 0 dB; a tenth of it is 20 dB.
+    assert autoencoder.psnr(4.0) == 0
+    assert autoencoder.psnr(0.04) == pytest.approx(20)
+
+
+def test_files_say_how_to_build_the_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = autoencoder.finish(TinyVAE(TINY.vae), TINY, tmp_path)
+    loaded = autoencoder.load_autoencoder(path)
+    assert loaded.config == TINY.vae
+    assert not loaded.training
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    other = save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(ValueError, match="not written by the autoencoder stage"):
+        autoencoder.load_autoencoder(other)
+
+
+def test_the_recipe_is_small() -> None:
+    parameters = sum(p.numel() for p in TinyVAE(AutoencoderConfig().vae).parameters())
+    assert parameters < 1_500_000

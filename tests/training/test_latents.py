@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diag_core.vae.tiny import TinyVAE
+from training.data.latents import indices_to_scenes, load_latents, make_shard, scenes_to_indices
+from training.data.moving_digits import MovingDigitsConfig, draw_clips
+from training.data.prompts import parse, sample_scene
+from training.io import load_tensors
+from training.stages.autoencoder import toy_vae_config
+
+SHORT = MovingDigitsConfig(num_pixel_frames=9)
+
+
+@pytest.fixture(scope="module")
+def vae() -> TinyVAE:
+    torch.manual_seed(0)
+    return TinyVAE(toy_vae_config()).to(memory_format=torch.channels_last).eval()
+
+
+def test_scenes_survive_as_indices() -> None:
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng, held_out=None) for _ in range(200)]
+    indices = scenes_to_indices(scenes)
+    assert indices.dtype == torch.uint8
+    assert indices_to_scenes(indices) == scenes
+
+
+def test_shards_hold_what_their_prompts_say(tmp_path: Path, vae: TinyVAE) -> None:
+    for number in range(2):
+        make_shard("videos", number, folder=tmp_path, vae=vae, seed=0, size=3, data=SHORT)
+        make_shard("first_frames", number, folder=tmp_path, vae=vae, seed=0, size=5, data=SHORT)
+    latents = load_latents(tmp_path)
+    assert latents.videos.shape == (6, 16, 3, 8, 8)
+    assert latents.first_frames.shape == (10, 16, 8, 8)
+    assert latents.videos.dtype == latents.first_frames.dtype == torch.float16
+    clips = draw_clips(range(6), split="train", seed=0, config=SHORT)
+    prompts = latents.video_prompts([4, 1], np.random.default_rng(0))
+    assert [parse(prompt) for prompt in prompts] == [clips[4].scene, clips[1].scene]
+    assert len({tuple(latents.video_prompts([0], np.random.default_rng(i))) for i in range(20)}) > 3
+    assert len(latents.first_frame_prompts(torch.tensor([9]), np.random.default_rng(0))) == 1
+    # Neither kind repeats a clip, and they share none.
+    firsts = torch.cat([latents.videos[:, :, 0], latents.first_frames]).flatten(1)
+    assert len(torch.unique(firsts, dim=0)) == 16
+
+
+def test_shards_are_a_function_of_their_number(tmp_path: Path, vae: TinyVAE) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    make_shard("videos", 1, folder=one, vae=vae, seed=0, size=2, data=SHORT)
+    make_shard("videos", 0, folder=two, vae=vae, seed=0, size=2, data=SHORT)
+    path = make_shard("videos", 1, folder=two, vae=vae, seed=0, size=2, data=SHORT)
+    alone, beside = load_tensors(one / path.name), load_tensors(path)
+    assert alone[1] == beside[1]
+    assert all(torch.equal(alone[0][name], beside[0][name]) for name in ("latents", "attributes"))
+    before = path.stat().st_mtime_ns
+    assert make_shard("videos", 1, folder=two, vae=vae, seed=0, size=2, data=SHORT).stat().st_mtime_ns == before
+
+
+def test_wrong_use_is_refused(tmp_path: Path, vae: TinyVAE) -> None:
+    with pytest.raises(ValueError, match="unknown kind of latents 'frames'"):
+        make_shard("frames", 0, folder=tmp_path, vae=vae, seed=0)
+    with pytest.raises(ValueError, match="no videos_"):
+        load_latents(tmp_path)

@@ -1,0 +1,133 @@
+"""Cached latents of moving digits: what the video model trains on.
+
+A folder holds shards `videos_0000.safetensors`, ... and `first_frames_0000.safetensors`, ...; each is a function of the seed, its number
+and the autoencoder alone, so shards can be made by several processes, in any order, and those already there are kept. A shard has
+
+    latents     float16  [N,16,F,H,W] for videos, [N,16,H,W] for first frames (single images, latent frame 0)
+    attributes  uint8    [N,6]: the scene as indices (see `scenes_to_indices`)
+
+`load_latents(folder)` returns them all as a `LatentSet`; prompts are phrased anew each time they are asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diag_core.vae.tiny import TinyVAE
+
+from ..io import load_tensors, save_tensors
+from .moving_digits import MovingDigitsConfig, draw_clips, render
+from .prompts import COLOURS, DIRECTIONS, EDGES, GROUNDS, SPEEDS, Scene, random_prompt
+
+log = logging.getLogger(__name__)
+
+_VALUES: dict[str, tuple[int | str, ...]] = {
+    "digit": tuple(range(10)),
+    "colour": tuple(COLOURS),
+    "ground": tuple(GROUNDS),
+    "direction": tuple(DIRECTIONS),
+    "speed": SPEEDS,
+    "edge": EDGES,
+}
+# First frames are drawn from far beyond any video's index, so the two kinds share no clip.
+_FIRST_FRAME_OFFSET = 1 << 30
+_BATCH = {"videos": 8, "first_frames": 256}
+SHARD_SIZE = {"videos": 1000, "first_frames": 10_000}
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Latents in memory with the scenes they show."""
+
+    videos: torch.Tensor
+    """float16 [N,16,F,H,W]"""
+    video_attributes: torch.Tensor
+    """uint8 [N,6]"""
+    first_frames: torch.Tensor
+    """float16 [M,16,H,W]"""
+    first_frame_attributes: torch.Tensor
+    """uint8 [M,6]"""
+
+    def video_prompts(self, indices: Sequence[int] | torch.Tensor, rng: np.random.Generator) -> list[str]:
+        """Prompts of these videos, each in a random phrasing."""
+        return [random_prompt(scene, rng) for scene in indices_to_scenes(self.video_attributes[torch.as_tensor(indices)])]
+
+    def first_frame_prompts(self, indices: Sequence[int] | torch.Tensor, rng: np.random.Generator) -> list[str]:
+        """Prompts of these first frames, each in a random phrasing."""
+        return [
+            random_prompt(scene, rng) for scene in indices_to_scenes(self.first_frame_attributes[torch.as_tensor(indices)])
+        ]
+
+
+def scenes_to_indices(scenes: Sequence[Scene]) -> torch.Tensor:
+    """Scenes as uint8 [N,6]: positions of digit, colour, ground, direction, speed, edge in the grammar's tables."""
+    rows = [[values.index(getattr(scene, name)) for name, values in _VALUES.items()] for scene in scenes]
+    return torch.tensor(rows, dtype=torch.uint8).reshape(-1, len(_VALUES))
+
+
+def indices_to_scenes(indices_N6: torch.Tensor) -> list[Scene]:
+    """Inverse of `scenes_to_indices`."""
+    names = tuple(_VALUES)
+    return [
+        Scene(**{name: _VALUES[name][i] for name, i in zip(names, row)})  # type: ignore[arg-type]
+        for row in indices_N6.tolist()
+    ]
+
+
+@torch.inference_mode()
+def make_shard(
+    kind: str,
+    number: int,
+    *,
+    folder: str | Path,
+    vae: TinyVAE,
+    seed: int,
+    size: int | None = None,
+    split: str = "train",
+    data: MovingDigitsConfig | None = None,
+) -> Path:
+    """Render and encode shard `number` of `kind` ("videos" or "first_frames") unless its file is there; returns its path.
+
+    Raises ValueError for another kind."""
+    if kind not in SHARD_SIZE:
+        raise ValueError(f"unknown kind of latents {kind!r}; use one of {', '.join(SHARD_SIZE)}")
+    path = Path(folder) / f"{kind}_{number:04d}.safetensors"
+    if path.exists():
+        return path
+    data = data or MovingDigitsConfig()
+    size = SHARD_SIZE[kind] if size is None else size
+    offset = number * size + (_FIRST_FRAME_OFFSET if kind == "first_frames" else 0)
+    frames = np.zeros(1) if kind == "first_frames" else None
+    latents, scenes = [], []
+    for start in range(0, size, _BATCH[kind]):
+        indices = range(offset + start, offset + min(size, start + _BATCH[kind]))
+        clips = draw_clips(indices, split=split, seed=seed, config=data)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            encoded = vae.encode(render(clips, data, frames=frames))
+        latents.append(encoded[:, :, 0] if kind == "first_frames" else encoded)
+        scenes.extend(clip.scene for clip in clips)
+    tensors = {"latents": torch.cat(latents).half(), "attributes": scenes_to_indices(scenes)}
+    return save_tensors(path, tensors, {"kind": kind, "seed": seed, "split": split, "number": number})
+
+
+def load_latents(folder: str | Path) -> LatentSet:
+    """All shards of a folder, in memory: about 43 MB for 1,000 videos of 81 frames at 64x64, 20 MB for 10,000 first frames.
+
+    Raises ValueError when either kind is missing."""
+    videos, video_attributes = _load_kind(Path(folder), "videos")
+    first_frames, first_frame_attributes = _load_kind(Path(folder), "first_frames")
+    return LatentSet(videos, video_attributes, first_frames, first_frame_attributes)
+
+
+def _load_kind(folder: Path, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    shards = [load_tensors(path)[0] for path in sorted(folder.glob(f"{kind}_*.safetensors"))]
+    if not shards:
+        raise ValueError(f"no {kind}_*.safetensors in {folder}; make them first with training.data.latents.make_shard")
+    log.info("%d shards of %s from %s", len(shards), kind, folder)
+    return torch.cat([s["latents"] for s in shards]), torch.cat([s["attributes"] for s in shards])
