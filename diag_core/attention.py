@@ -1,7 +1,7 @@
 """Scaled dot-product attention over several back ends.
 
-Legend: B batch, N query tokens, M key tokens, H heads, D head width. It knows nothing of caches: what is attended is what
-it is given.
+Legend: B batch, N query tokens, M key tokens, H heads, D head width. It knows nothing of caches: what is attended is
+what it is given.
 """
 
 from __future__ import annotations

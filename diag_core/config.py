@@ -178,8 +178,8 @@ class SwitchPolicy:
     """What happens to the window's keys and values when the prompt changes (dynamic prompting, Fig. 9 of the paper).
 
     Attributes:
-        recache: "chunks" commits the window's chunks anew one by one, oldest first; "joint" in one bidirectional forward
-            (as LongLive does); "off" leaves them with the old prompt.
+        recache: "chunks" commits the window's chunks anew one by one, oldest first; "joint" in one bidirectional
+            forward (as LongLive does); "off" leaves them with the old prompt.
         sink: also recompute the sink's.
     """
 

@@ -1,8 +1,8 @@
 """The demo's prompt encoder: no weights, no download, the same vectors on every machine.
 
-Each word is a fixed pseudo-random vector with entries of unit variance, drawn from a hash of the word, so words are nearly
-orthogonal and any word has a vector. A smaller fixed vector for the position is added, so that word order can be read. There is no
-notion of meaning: a model learns what the words of its own prompt grammar stand for.
+Each word is a fixed pseudo-random vector with entries of unit variance, drawn from a hash of the word, so words are
+nearly orthogonal and any word has a vector. A smaller fixed vector for the position is added, so that word order can
+be read. There is no notion of meaning: a model learns what the words of its own prompt grammar stand for.
 
 Shapes: B prompts, L text length, D text width.
 """
@@ -35,7 +35,8 @@ class DemoTextEncoder:
         self._position_LD = _POSITION_SCALE * torch.stack(positions)
 
     def encode(self, prompts: list[str]) -> torch.Tensor:
-        """Context [B,L,D] of the prompts, case and spacing ignored. ValueError for a prompt of more than text_len words."""
+        """Context [B,L,D] of the prompts, case and spacing ignored. ValueError for a prompt of more than text_len
+        words."""
         context_BLD = torch.zeros(len(prompts), self.text_len, self.text_dim)
         for b, prompt in enumerate(prompts):
             words = _TOKEN.findall(prompt.lower())
@@ -55,7 +56,8 @@ class DemoTextEncoder:
 
 
 def _seeded_vector(key: str, size: int) -> torch.Tensor:
-    """Uniform entries of mean 0 and variance 1 from SHAKE-256 of the key: integers only, so no generator's stream matters."""
+    """Uniform entries of mean 0 and variance 1 from SHAKE-256 of the key: integers only, so no generator's stream
+    matters."""
     raw = hashlib.shake_256(f"diag_core demo text: {key}".encode()).digest(2 * size)
     integers = np.frombuffer(raw, dtype="<u2").astype(np.float64)
     unit = (integers + 0.5) / 2**16 - 0.5

@@ -2,12 +2,14 @@
 
 Files keep their path in the repository, under the target folder. What arrived before an interruption is kept and the
 rest fetched by the next call. A record beside the weights says where they came from: resolved commit, sizes, SHA-256.
+
+huggingface-hub tells what a repository holds, where its files lie and who is asking; the bytes are fetched here,
+because its recent versions throw a part away when they stop.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -18,7 +20,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
-from typing import Any
+from urllib.parse import urlsplit
 
 Progress = Callable[[str, int, int], None]  # file, bytes there, bytes in all (0 when not known)
 
@@ -28,6 +30,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _BLOCK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
 _LISTED = 10
+_RESUME = "What has arrived is kept: run this again to go on"
 
 
 class DownloadError(ValueError):
@@ -165,6 +168,7 @@ def download(
 def _from_hub(job: _Job) -> tuple[str, tuple[DownloadedFile, ...]]:
     try:
         import huggingface_hub
+        from huggingface_hub.utils import build_hf_headers
     except ImportError as error:
         raise DownloadError(
             "downloads need huggingface-hub, which is not installed: pip install huggingface-hub, or this project with "
@@ -178,50 +182,27 @@ def _from_hub(job: _Job) -> tuple[str, tuple[DownloadedFile, ...]]:
         raise DownloadError(f"{job.repository} at {job.revision!r} cannot be reached: {_first_line(error)}") from error
     there = {sibling.rfilename: sibling for sibling in info.siblings or []}
     commit = str(info.sha)
+    known = _recorded(job, commit)
     fetched = []
     for file in _select(job, list(there)):
-        options: dict[str, Any] = {"tqdm_class": _reporting(file, job.report)}
-        if "tqdm_class" not in inspect.signature(huggingface_hub.hf_hub_download).parameters:
-            options = {}  # older versions tell no one but a terminal
-        try:
-            path = huggingface_hub.hf_hub_download(
-                job.repository, file, revision=commit, local_dir=job.folder, endpoint=job.endpoint, **options
-            )
-        except Exception as error:
-            raise DownloadError(f"{job.repository}, {file}: {_first_line(error)}. {_RESUME}") from error
-        entry = _describe(file, Path(path))
-        promised = getattr(there[file].lfs, "sha256", None)
+        path = job.folder / file
+        promised = getattr(there[file].lfs, "sha256", None)  # of large files; small ones have none
+        entry = _describe(file, path) if path.is_file() else None
+        if entry is None or (entry.sha256 != promised and known.get(file) != entry):
+            try:
+                url = huggingface_hub.hf_hub_url(job.repository, file, revision=commit, endpoint=job.endpoint)
+                location = huggingface_hub.get_hf_file_metadata(url).location
+            except Exception as error:
+                raise DownloadError(f"{job.repository}, {file}: {_first_line(error)}. {_RESUME}") from error
+            # Weights lie on another host, which must not see the user's token.
+            own = urlsplit(location).netloc == urlsplit(url).netloc
+            _fetch(location, build_hf_headers() if own else {}, path, commit, file, job.report)
+            entry = _describe(file, path)
         if promised is not None and promised != entry.sha256:
             raise DownloadError(f"{path}: its SHA-256 is {entry.sha256}, not {promised}. Delete it and run this again")
         job.report(file, entry.size, entry.size)
         fetched.append(entry)
     return commit, tuple(fetched)
-
-
-_RESUME = "What has arrived is kept: run this again to go on"
-
-
-def _reporting(file: str, report: Progress) -> type:
-    """A stand-in for tqdm's class that draws nothing."""
-
-    class Bar:
-        def __init__(self, *_: object, total: int | None = None, initial: int = 0, **__: object) -> None:
-            self.total, self.done = total or 0, initial
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def update(self, count: float | None = 1) -> None:
-            self.done += int(count or 0)
-            report(file, self.done, self.total)
-
-        def close(self) -> None:
-            pass
-
-    return Bar
 
 
 def _from_github(job: _Job) -> tuple[str, tuple[DownloadedFile, ...]]:
@@ -238,38 +219,56 @@ def _from_github(job: _Job) -> tuple[str, tuple[DownloadedFile, ...]]:
         _check_name(file)
         path = job.folder / file
         if not (path.is_file() and known.get(file) == _describe(file, path)):
-            _resume(f"{job.endpoint or _GITHUB_FILES}/{job.repository}/{commit}/{file}", path, commit, file, job.report)
+            _fetch(
+                f"{job.endpoint or _GITHUB_FILES}/{job.repository}/{commit}/{file}", {}, path, commit, file, job.report
+            )
         entry = _describe(file, path)
         job.report(file, entry.size, entry.size)
         fetched.append(entry)
     return commit, tuple(fetched)
 
 
-def _resume(url: str, path: Path, commit: str, file: str, report: Progress) -> None:
-    """Fetch `url` into `path`, going on from a part of the same commit where there is one."""
+class _BrokenConnection(Exception):
+    """More is to come; what has arrived is on disk."""
+
+
+def _fetch(url: str, headers: dict[str, str], path: Path, commit: str, file: str, report: Progress) -> None:
+    """Fetch `url` into `path`, going on from a part of the same commit where there is one, as long as bytes arrive."""
     part = path.with_name(f"{path.name}.{commit[:12]}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = part.stat().st_size if part.is_file() else 0
-    with _request(url, {"Range": f"bytes={done}-"} if done else {}) as response:
+    while True:
+        before = part.stat().st_size if part.is_file() else 0
+        try:
+            _go_on(url, headers, part, before, file, report)
+        except _BrokenConnection as error:
+            done = part.stat().st_size
+            if done <= before:
+                raise DownloadError(f"{url}: the connection broke after {done} bytes ({error}). {_RESUME}") from error
+        else:
+            os.replace(part, path)
+            return
+
+
+def _go_on(url: str, headers: dict[str, str], part: Path, done: int, file: str, report: Progress) -> None:
+    with _request(url, {**headers, "Range": f"bytes={done}-"} if done else headers) as response:
         goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         done = done if goes_on else 0
         length = int(response.headers.get("Content-Length") or 0)
         total = done + length if length else 0
         with open(part, "ab" if goes_on else "wb") as stream:
-            while block := _next_block(response, url):
+            while block := _next_block(response):
                 stream.write(block)
                 done += len(block)
                 report(file, done, total)
     if total and done != total:
-        raise DownloadError(f"{url}: the connection broke after {done} of {total} bytes. {_RESUME}")
-    os.replace(part, path)
+        raise _BrokenConnection(f"of {total}")
 
 
-def _next_block(response: HTTPResponse, url: str) -> bytes:
+def _next_block(response: HTTPResponse) -> bytes:
     try:
         return response.read(_BLOCK)
     except (HTTPException, OSError) as error:
-        raise DownloadError(f"{url}: the connection broke ({_first_line(error)}). {_RESUME}") from error
+        raise _BrokenConnection(_first_line(error)) from error
 
 
 def _request(url: str, headers: dict[str, str]) -> HTTPResponse:
@@ -280,7 +279,7 @@ def _request(url: str, headers: dict[str, str]) -> HTTPResponse:
         return urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and "Range" in headers:  # the part is whole, or longer than the file: begin anew
-            return _request(url, {})
+            return _request(url, {key: value for key, value in headers.items() if key != "Range"})
         raise DownloadError(f"{url}: the server answers {error.code} ({error.reason})") from error
     except (OSError, HTTPException, ValueError) as error:
         raise DownloadError(f"{url} cannot be reached: {_first_line(error)}") from error

@@ -1,13 +1,13 @@
 """Keys and values of earlier chunks: a sink that stays and a ring that is overwritten, in storage of fixed size.
 
-Storage of a layer is [B, slots x tokens per frame, H, K]: the sink's latent frames first, then the ring. Keys are stored
-rotated, so their order does not matter and attention reads a prefix of the storage without a copy. Frames are latent frames
-throughout. The cache owns positions and eviction and knows nothing of denoising: every step of a chunk overwrites that
-chunk's own slots until `advance`.
+Storage of a layer is [B, slots x tokens per frame, H, K]: the sink's latent frames first, then the ring. Keys are
+stored rotated, so their order does not matter and attention reads a prefix of the storage without a copy. Frames are
+latent frames throughout. The cache owns positions and eviction and knows nothing of denoising: every step of a chunk
+overwrites that chunk's own slots until `advance`.
 
-With relative positions the ring's keys stay where they are; the sink, kept unrotated beside, is rotated anew once a chunk
-to the positions just before the ring. Attention sees differences of positions only, so this equals rotating the whole window
-from 0 (as LongLive does).
+With relative positions the ring's keys stay where they are; the sink, kept unrotated beside, is rotated anew once a
+chunk to the positions just before the ring. Attention sees differences of positions only, so this equals rotating the
+whole window from 0 (as LongLive does).
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ class KVCache:
         """Forgets the ring, and the sink unless `to_frame` lies behind it, so that frames can be committed anew.
 
         Args:
-            to_frame: position of the first latent frame to be committed next; the sink before it is kept. It becomes the
-                ring's first slot, so that occupied slots stay a prefix.
+            to_frame: position of the first latent frame to be committed next; the sink before it is kept. It becomes
+                the ring's first slot, so that occupied slots stay a prefix.
         """
         frame = to_frame - self.origin
         assert frame == 0 or frame >= self.sink, "a sink is kept or forgotten as a whole"
@@ -224,8 +224,10 @@ class KVCache:
             given = state["tensors"].get(name)
             # Without a window the storage is as long as the video, and a continuation may be longer.
             grows = self.config.window_frames is None and given is not None and given.shape[1] <= tensor.shape[1]
-            if given is None or (given.shape[:1], given.shape[2:]) != (tensor.shape[:1], tensor.shape[2:]) or (
-                given.shape[1] != tensor.shape[1] and not grows
+            if (
+                given is None
+                or (given.shape[:1], given.shape[2:]) != (tensor.shape[:1], tensor.shape[2:])
+                or (given.shape[1] != tensor.shape[1] and not grows)
             ):
                 raise ValueError(
                     f"the saved state does not fit: {name} is {None if given is None else list(given.shape)}, "

@@ -130,9 +130,7 @@ def block_forward(
     """One transformer block: x [B,N,D], modulation [B,F or 1,6,D] (the time projection), text [B,L,D] -> [B,N,D]."""
     shift1, scale1, gate1, shift2, scale2, gate2 = (block.modulation.unsqueeze(1).to(modulation) + modulation).unbind(2)
     h = modulate(block.norm1(x), shift1, scale1).to(x.dtype)
-    x = gated(
-        x, self_attention(block.self_attn, h, rotation, past=past, layer=layer, mask=mask, attend=attend), gate1
-    )
+    x = gated(x, self_attention(block.self_attn, h, rotation, past=past, layer=layer, mask=mask, attend=attend), gate1)
     x = x + cross_attention(block.cross_attn, block.norm3(x), text, keys=keys, layer=layer, attend=attend)
     h = modulate(block.norm2(x), shift2, scale2).to(x.dtype)
     return gated(x, block.ffn(h), gate2)

@@ -1,7 +1,7 @@
 """Where the sampler's noise comes from.
 
-Every draw is keyed by what it is for (the latent frame, or the chunk and step), never by what was drawn before. So a longer
-video begins like a shorter one, a video resumed elsewhere goes on the same, and samples of a batch do not mix.
+Every draw is keyed by what it is for (the latent frame, or the chunk and step), never by what was drawn before. So a
+longer video begins like a shorter one, a video resumed elsewhere goes on the same, and samples of a batch do not mix.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class SeededNoise:
     """Noise from a seed, drawn on the CPU so that a seed gives the same video on every device.
 
     Args:
-        seed: 0 or more. Sample b of a batch is drawn from `seed + b`, alone, so it equals the video of that seed. A sequence
-            gives each sample its own seed.
+        seed: 0 or more. Sample b of a batch is drawn from `seed + b`, alone, so it equals the video of that seed. A
+            sequence gives each sample its own seed.
     """
 
     def __init__(self, seed: int | Sequence[int]) -> None:

@@ -8,6 +8,7 @@ RoPE, arXiv 2104.09864).
 from __future__ import annotations
 
 from functools import lru_cache
+
 import torch
 from torch import Tensor
 

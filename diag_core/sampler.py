@@ -1,7 +1,7 @@
 """Samples a video chunk by chunk: denoise, commit, go on.
 
-Legend: B batch, C latent channels, f latent frames of a chunk, F of the video, H and W latent rows and columns. Latents are
-float32 throughout; the model is given its own dtype.
+Legend: B batch, C latent channels, f latent frames of a chunk, F of the video, H and W latent rows and columns.
+Latents are float32 throughout; the model is given its own dtype.
 """
 
 from __future__ import annotations
@@ -247,9 +247,7 @@ class _Sampler:
         state.history.append(finished)
         state.frame = finished.end_frame
         sink, ring = self.branches[0].cache.held_frames()
-        state.history = [
-            f for f in state.history if f.start_frame < sink.stop or (ring and f.end_frame > ring.start)
-        ]
+        state.history = [f for f in state.history if f.start_frame < sink.stop or (ring and f.end_frame > ring.start)]
 
     # -- prompt switches ----------------------------------------------------------------------------------------------
 
@@ -271,11 +269,13 @@ class _Sampler:
     def _recache(self, branch: _Branch) -> None:
         """Commits the window anew under the branch's present prompt.
 
-        Everything follows from the history, never from the cache: after an interruption it is done again with the same result.
+        Everything follows from the history, never from the cache: after an interruption it is done again with the same
+        result.
         """
         cache, history = branch.cache, self.state.history
         sink_end = cache.origin + cache.sink
-        window = [f for f in history if f.end_frame > sink_end]
+        in_ring = max(sink_end, self.state.frame - cache.ring)  # its oldest latent frame
+        window = [f for f in history if f.end_frame > in_ring]
         begin = max(window[0].start_frame, sink_end) if window else sink_end
         if self.switch.sink and cache.sink:
             in_sink = [f for f in history if f.start_frame < sink_end]
@@ -288,8 +288,7 @@ class _Sampler:
                     self._recommit(branch, finished, slice(0, min(finished.end_frame, sink_end) - finished.start_frame))
         if not window:
             return
-        if begin > cache.origin:
-            cache.rewind(begin)
+        cache.rewind(begin)
         if self.switch.recache == "joint":
             self._recommit_jointly(branch, window, max(begin, window[-1].end_frame - cache.ring))
             return
@@ -364,17 +363,18 @@ def stream_chunks(
         cache: window, sink and positions.
         policy: what later chunks see of a finished one; `ContextPolicy.last_step()` by default.
         chunk_frames: latent frames denoised together.
-        initial_latents: [B,C,F0,H,W], committed first and yielded as they came. F0 is a multiple of `chunk_frames`, or one
-            more when the first is a single image's latent frame.
+        initial_latents: [B,C,F0,H,W], committed first and yielded as they came. F0 is a multiple of `chunk_frames`, or
+            one more when the first is a single image's latent frame.
         step: "renoise" for distilled models, "euler" for undistilled ones.
         cfg: classifier-free guidance; anything but 1 needs `negative` and doubles the work.
         negative: as `context`.
-        first_chunk, first_frame: where a continuation stands in the schedule, noise, timeline and positions of the whole video.
+        first_chunk, first_frame: where a continuation stands in the schedule, noise, timeline and positions of the
+            whole video.
         switch: what a prompt switch recomputes.
-        state: filled as chunks finish. One that holds progress already is continued, with the same result as one run; only
-            what has not been yielded before is yielded.
-        on_forward: called after each forward of the model. An exception it raises ends the sampling; the state then stands
-            where the last finished chunk left it.
+        state: filled as chunks finish. One that holds progress already is continued, with the same result as one run;
+            only what has not been yielded before is yielded.
+        on_forward: called after each forward of the model. An exception it raises ends the sampling; the state then
+            stands where the last finished chunk left it.
 
     Raises:
         ValueError: arguments that do not fit each other, the model or the state.
@@ -464,9 +464,7 @@ def _timelines(
             raise ValueError(f"cfg {cfg} needs a negative prompt (an empty one will do); cfg 1 needs none")
         timelines.append(as_timeline(negative))
     for timeline in timelines:
-        timeline.require(
-            batch_size=timelines[0].batch_size, device=model.device, text_dim=model.config.text_dim
-        )
+        timeline.require(batch_size=timelines[0].batch_size, device=model.device, text_dim=model.config.text_dim)
     return timelines
 
 
@@ -528,7 +526,14 @@ def generate(
     Continuing a `state`, it returns only what had not been handed out before.
     """
     chunks = stream_chunks(
-        model, context, schedule, noise=noise, num_latent_frames=num_latent_frames, height=height, width=width, **options
+        model,
+        context,
+        schedule,
+        noise=noise,
+        num_latent_frames=num_latent_frames,
+        height=height,
+        width=width,
+        **options,
     )
     latents = [chunk.latents.to(model.device, torch.float32) for chunk in chunks]
     if not latents:

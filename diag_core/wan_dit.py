@@ -1,8 +1,8 @@
 """The Wan 2.1 text-to-video DiT, teacher and causal student in one.
 
 Legend: B batch, C latent channels, F latent frames, H and W latent rows and columns, N tokens, L text tokens, D width.
-Without a cache every latent frame attends to every other (the teacher); with one, the frames given attend to themselves and
-to the cached ones (the student).
+Without a cache every latent frame attends to every other (the teacher); with one, the frames given attend to
+themselves and to the cached ones (the student).
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ class WanDiT(nn.Module):
         Args:
             latents: [B,C,F,H,W], H and W even.
             timestep: [B], or [B,F] for a noise level per latent frame; 1000 x sigma, 0..1000.
-            context: prompt embeddings [B,L,text_dim]; zero-padded to `text_len` when shorter, used as it is when longer.
+            context: prompt embeddings [B,L,text_dim]; zero-padded to `text_len` when shorter, used as it is when
+                longer.
             cache: a `KVCache` (keys and values of these frames are written into it; the caller advances it), a
                 snapshot of one (nothing is written), or None for attention over the given frames alone.
             start_frame: position of the first given latent frame in the whole video.

@@ -8,7 +8,7 @@ from goldens_reader import small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diag_core import CacheConfig, ContextPolicy, DiagonalSchedule, SeededNoise, WanConfig, generate
+from diag_core import CacheConfig, DiagonalSchedule, SeededNoise, WanConfig, generate
 from diag_core.kv_cache import KVCache
 from diag_core.rope import rotate, rotation
 from training.block_causal import token_mask
@@ -155,7 +155,7 @@ def test_cached_chunks_equal_one_forward_under_a_block_causal_mask(window, sink)
 
 
 def test_each_frame_influences_exactly_the_chunks_that_attend_to_it():
-    """One layer, so that influence is attention: changing a frame changes its own chunk and those whose window holds it."""
+    """One layer, so that influence is attention: a frame changes its own chunk and those whose window holds it."""
     model = small_model(num_layers=1)
     config = CacheConfig(window_frames=9, sink_frames=3)
     torch.manual_seed(2)

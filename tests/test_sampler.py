@@ -49,8 +49,12 @@ def test_a_longer_video_begins_the_same(model):
 def test_a_length_between_chunks_is_sampled_whole_and_trimmed(model):
     whole = run(model, 9)
     assert torch.equal(run(model, 7), whole[:, :, :7])
-    sizes = [c.latents.shape[2] for c in stream_chunks(
-        model, context(), SCHEDULE, noise=SeededNoise(5), num_latent_frames=7, height=4, width=4, cache=WINDOW)]
+    sizes = [
+        c.latents.shape[2]
+        for c in stream_chunks(
+            model, context(), SCHEDULE, noise=SeededNoise(5), num_latent_frames=7, height=4, width=4, cache=WINDOW
+        )
+    ]
     assert sizes == [3, 3, 1]
 
 
@@ -103,7 +107,8 @@ def test_commits_cost_a_forward_only_when_the_last_step_cannot_be_reused(model, 
 
 
 def test_policies_lead_to_different_videos(model):
-    results = [run(model, policy=p) for p in (ContextPolicy.last_step(), ContextPolicy.clean(), ContextPolicy.noised(0.3))]
+    policies = (ContextPolicy.last_step(), ContextPolicy.clean(), ContextPolicy.noised(0.3))
+    results = [run(model, policy=policy) for policy in policies]
     for a, b in itertools.combinations(results, 2):
         assert torch.equal(a[:, :, :3], b[:, :, :3])  # the first chunk has no past
         assert not torch.allclose(a[:, :, 3:], b[:, :, 3:], atol=1e-3)
@@ -154,7 +159,7 @@ def test_guidance_is_the_textbook_formula_with_a_cache_of_its_own(model):
 
 
 def test_guidance_without_a_negative_is_refused(model):
-    with pytest.raises(ValueError, match="cfg 3.0 needs a negative prompt"):
+    with pytest.raises(ValueError, match="needs a negative prompt"):
         run(model, cfg=3.0)
 
 
@@ -181,7 +186,8 @@ def test_given_latents_are_committed_at_the_policys_level(model):
     """Committing by hand, then sampling with the same cache contents, gives the same chunk."""
     given = torch.randn(1, 16, 3, 4, 4)
     noise, sigma = SeededNoise(5), 0.25
-    latents = run(model, 6, initial_latents=given, policy=ContextPolicy.noised(sigma), schedule=DiagonalSchedule.parse("1"))
+    one_step = DiagonalSchedule.parse("1")
+    latents = run(model, 6, initial_latents=given, policy=ContextPolicy.noised(sigma), schedule=one_step)
     noisy = add_noise(given, noise.context(-1, given.shape), sigma)
     x = noise.initial(3, (1, 16, 3, 4, 4))
     mask = torch.ones(24, 24, dtype=torch.bool)
@@ -269,8 +275,12 @@ def test_cancelled_at_any_forward_it_goes_on_as_if_nothing_had_been(model, setti
         prompt = options.pop("context", context())
         done = []
         with pytest.raises(KeyboardInterrupt):
-            done.extend(c.latents for c in _collect(done, stream_chunks(
-                model, prompt, SCHEDULE, state=state, on_forward=cancel, **options)))
+            done.extend(
+                c.latents
+                for c in _collect(
+                    done, stream_chunks(model, prompt, SCHEDULE, state=state, on_forward=cancel, **options)
+                )
+            )
         rest = generate(model, prompt, SCHEDULE, state=state, **options)
         assert torch.equal(torch.cat((*[c.latents for c in done], rest), 2), whole), stop
 

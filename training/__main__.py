@@ -18,7 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="train the moving-digits autoencoder and causal model, score them and write the checkpoint",
         description="Each stage resumes where it was stopped; one that is finished is not repeated.",
     )
-    teacher.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of all results (default: %(default)s)")
+    teacher.add_argument(
+        "--out", type=Path, default=Path("runs/toy"), help="folder of all results (default: %(default)s)"
+    )
     teacher.add_argument("--recipe", choices=("toy", "toy-smoke"), default="toy", help="toy-smoke: seconds, for a test")
     teacher.add_argument("--seed", type=int, help="instead of the recipe's")
     evaluate = commands.add_parser("toy-evaluate", help="score a moving-digits checkpoint on held-out prompts")

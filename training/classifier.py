@@ -1,7 +1,7 @@
 """Reads the digit of a frame: a small CNN on the colour-free foreground, cropped around its centre.
 
-A frame's ground is its median colour (a digit covers far less than half of it), its foreground the distance from the ground. The
-network sees only that, scaled and centred, so it reads shapes whatever the colours and positions.
+A frame's ground is its median colour (a digit covers far less than half of it), its foreground the distance from the
+ground. The network sees only that, scaled and centred, so it reads shapes whatever the colours and positions.
 
 Shapes: N frames [N,3,H,W] in -1..1; foreground [N,H,W] in 0..1; crops [N,1,32,32]; logits [N,10].
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ def foreground(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def centroids(cover_NHW: torch.Tensor) -> torch.Tensor:
     """Centres of mass [N,2] as (x, y) in pixels; the middle of the frame where there is no foreground."""
-    n, height, width = cover_NHW.shape
+    _, height, width = cover_NHW.shape
     # A grain of weight everywhere: it defines the empty frame and moves no other by more than a hundredth of a pixel.
     weight = cover_NHW + 1e-6
     mass = weight.sum((1, 2))
@@ -98,7 +98,7 @@ class ClassifierConfig:
     batch: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
-    data: MovingDigitsConfig = MovingDigitsConfig(rotation=12.0, scale=0.12)
+    data: MovingDigitsConfig = field(default_factory=lambda: MovingDigitsConfig(rotation=12.0, scale=0.12))
 
 
 def train_classifier(config: ClassifierConfig) -> DigitClassifier:
@@ -122,13 +122,18 @@ def train_classifier(config: ClassifierConfig) -> DigitClassifier:
     return model.eval()
 
 
-def frame_batch(
-    indices: range, split: str, seed: int, data: MovingDigitsConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
+def frame_batch(indices: range, split: str, seed: int, data: MovingDigitsConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Single frames [N,3,H,W] at random moments, and their digits [N]."""
     clips = draw_clips(indices, split=split, seed=seed, config=data, held_out=None)
     moments = np.random.default_rng([seed, indices.start]).integers(0, data.num_pixel_frames, size=(len(clips), 1))
     return render(clips, data, frames=moments)[:, :, 0], torch.tensor([clip.scene.digit for clip in clips])
+
+
+@torch.inference_mode()
+def frame_accuracy(model: DigitClassifier, split: str, *, frames: int = 2000, seed: int = 7) -> float:
+    """Share of single rendered frames of a split read right."""
+    pixels, labels = frame_batch(range(frames), split, seed, MovingDigitsConfig())
+    return float((model(pixels).argmax(-1) == labels).float().mean())
 
 
 @torch.inference_mode()
@@ -140,7 +145,8 @@ def measure_accuracy(
     seed: int = 7,
     reconstruct: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, float]:
-    """Shares read right of rendered videos of a split: single "frames", and whole "videos" by their frames' mean logits.
+    """Shares read right of rendered videos of a split: single "frames", and whole "videos" by their frames' mean
+    logits.
 
     `reconstruct` maps pixels to what an autoencoder makes of them, to measure reading through it."""
     data = MovingDigitsConfig()

@@ -81,7 +81,8 @@ def read_digits(log_probabilities_BTN: torch.Tensor) -> torch.Tensor:
 def read_directions(centre_BT2: torch.Tensor) -> list[str | None]:
     """The way each digit moves over the first 20 pixel frames; None when it hardly moves or jumps.
 
-    A jump is a single step that makes up more than half of the way: that is no motion, even if it leads to the right side."""
+    A jump is a single step that makes up more than half of the way: that is no motion, even if it leads to the right
+    side."""
     path = centre_BT2[:, : _DIRECTION_FRAMES + 1]
     moved = path[:, -1] - path[:, 0]
     distance = moved.norm(dim=-1)
@@ -89,7 +90,7 @@ def read_directions(centre_BT2: torch.Tensor) -> list[str | None]:
     unit_D2 = torch.tensor(list(DIRECTIONS.values()), dtype=moved.dtype)
     best = (moved @ unit_D2.T).argmax(-1)
     moving = (distance >= _LEAST_DISPLACEMENT) & (longest <= distance / 2)
-    return [_DIRECTION_NAMES[i] if ok else None for i, ok in zip(best.tolist(), moving.tolist())]
+    return [_DIRECTION_NAMES[i] if ok else None for i, ok in zip(best.tolist(), moving.tolist(), strict=True)]
 
 
 def speeds(centre_BT2: torch.Tensor) -> torch.Tensor:
@@ -124,7 +125,7 @@ def chunk_slices(num_pixel_frames: int, chunk_frames: int = 3) -> list[slice]:
     starts = []
     while (start := first_pixel_frame_of(len(starts) * chunk_frames)) < num_pixel_frames:
         starts.append(start)
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], num_pixel_frames])]
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], num_pixel_frames], strict=True)]
 
 
 def score_videos(
@@ -132,10 +133,11 @@ def score_videos(
 ) -> dict[str, torch.Tensor]:
     """Scores of each video, keys to [B] (and [B,chunks] for those that start with `chunk_`).
 
-    digit, direction, colour: 1 when right. colour_error, ground_error: RMS over frames of RGB in 0..1. speed: pixels a frame.
-    chunk_digit, chunk_colour_error, chunk_saturation: the same chunk by chunk, for drift.
+    digit, direction, colour: 1 when right. colour_error, ground_error: RMS over frames of RGB in 0..1. speed: pixels
+    a frame. chunk_digit, chunk_colour_error, chunk_saturation: the same chunk by chunk, for drift.
 
-    Raises ValueError when the number of scenes is not that of the videos, or for single images, in which nothing moves."""
+    Raises ValueError when the number of scenes is not that of the videos, or for single images, in which nothing
+    moves."""
     if pixels.shape[2] < 2:
         raise ValueError(f"videos need at least 2 pixel frames to be scored, got shape {tuple(pixels.shape)}")
     if len(scenes) != pixels.shape[0]:
@@ -174,15 +176,17 @@ def evaluate_videos(
     """Sample every scene once for each seed and score it.
 
     Returns {"scores": {key: mean}, "spread": {key: standard deviation over seeds, 0 for one seed}, "chance": {...},
-    "videos": scenes times seeds, "seeds": [...]}; keys are those of `score_videos`, with a list over chunks for `chunk_`. The
-    sampler is given prompts and a number that differs for each batch of each seed."""
+    "videos": scenes times seeds, "seeds": [...]}; keys are those of `score_videos`, with a list over chunks for
+    `chunk_`. The sampler is given prompts and a number that differs for each batch of each seed."""
     per_seed: list[dict[str, torch.Tensor]] = []
     for seed in seeds:
         parts = []
         for start in range(0, len(scenes), batch):
             part = scenes[start : start + batch]
             prompts = [random_prompt(scene, np.random.default_rng([seed, start + i])) for i, scene in enumerate(part)]
-            parts.append(score_videos(sampler(prompts, seed * 100_003 + start), part, classifier, chunk_frames=chunk_frames))
+            parts.append(
+                score_videos(sampler(prompts, seed * 100_003 + start), part, classifier, chunk_frames=chunk_frames)
+            )
             log.info("evaluation: seed %d, %d of %d videos", seed, start + len(part), len(scenes))
         per_seed.append({key: torch.cat([p[key] for p in parts]).mean(0) for key in parts[0]})
     stacked = {key: torch.stack([scores[key] for scores in per_seed]) for key in per_seed[0]}
@@ -201,7 +205,7 @@ def scenes_of(prompts: Sequence[str]) -> list[Scene]:
 
 
 def _matches(read: Sequence[str | None], wanted: Sequence[str]) -> torch.Tensor:
-    return torch.tensor([float(a == b) for a, b in zip(read, wanted)])
+    return torch.tensor([float(a == b) for a, b in zip(read, wanted, strict=True)])
 
 
 def _rms(colour_BT3: torch.Tensor, wanted: Sequence[tuple[int, int, int]]) -> torch.Tensor:
@@ -210,5 +214,5 @@ def _rms(colour_BT3: torch.Tensor, wanted: Sequence[tuple[int, int, int]]) -> to
 
 
 def _plain(values: torch.Tensor) -> float | list[float]:
-    rounded: float | list[float] = torch.round(values, decimals=4).tolist()
+    rounded: float | list[float] = torch.round(values.double(), decimals=4).tolist()
     return rounded

@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writes of tensors and of training state, and reading them back.
 
-Everything is written beside its destination and renamed over it, so a run that is killed leaves either the old file or the new one.
+Everything is written beside its destination and renamed over it, so a run that is killed leaves either the old file
+or the new one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def write_atomically(path: str | Path, write: Callable[[str], Any]) -> Path:
     return path
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None) -> Path:
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None
+) -> Path:
     """Write a safetensors file; metadata values that are not strings are stored as JSON."""
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -44,7 +47,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
 def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file."""
     with safe_open(str(path), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+        names = list(file.keys())
+        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> Path:

@@ -9,7 +9,9 @@ from training.io import load_state, load_tensors, save_state, save_tensors, writ
 
 
 def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
-    path = save_tensors(tmp_path / "new" / "x.safetensors", {"a": torch.arange(6).reshape(2, 3).T}, {"kind": "x", "n": 3})
+    path = save_tensors(
+        tmp_path / "new" / "x.safetensors", {"a": torch.arange(6).reshape(2, 3).T}, {"kind": "x", "n": 3}
+    )
     tensors, metadata = load_tensors(path)
     assert torch.equal(tensors["a"], torch.arange(6).reshape(2, 3).T)
     assert metadata == {"kind": "x", "n": "3"}

@@ -1,7 +1,8 @@
 """Cached latents of moving digits: what the video model trains on.
 
-A folder holds shards `videos_0000.safetensors`, ... and `first_frames_0000.safetensors`, ...; each is a function of the seed, its number
-and the autoencoder alone, so shards can be made by several processes, in any order, and those already there are kept. A shard has
+A folder holds shards `videos_0000.safetensors`, ... and `first_frames_0000.safetensors`, ...; each is a function of
+the seed, its number and the autoencoder alone, so shards can be made by several processes, in any order, and those
+already there are kept. A shard has
 
     latents     float16  [N,16,F,H,W] for videos, [N,16,H,W] for first frames (single images, latent frame 0)
     attributes  uint8    [N,6]: the scene as indices (see `scenes_to_indices`)
@@ -56,12 +57,15 @@ class LatentSet:
 
     def video_prompts(self, indices: Sequence[int] | torch.Tensor, rng: np.random.Generator) -> list[str]:
         """Prompts of these videos, each in a random phrasing."""
-        return [random_prompt(scene, rng) for scene in indices_to_scenes(self.video_attributes[torch.as_tensor(indices)])]
+        return [
+            random_prompt(scene, rng) for scene in indices_to_scenes(self.video_attributes[torch.as_tensor(indices)])
+        ]
 
     def first_frame_prompts(self, indices: Sequence[int] | torch.Tensor, rng: np.random.Generator) -> list[str]:
         """Prompts of these first frames, each in a random phrasing."""
         return [
-            random_prompt(scene, rng) for scene in indices_to_scenes(self.first_frame_attributes[torch.as_tensor(indices)])
+            random_prompt(scene, rng)
+            for scene in indices_to_scenes(self.first_frame_attributes[torch.as_tensor(indices)])
         ]
 
 
@@ -75,7 +79,7 @@ def indices_to_scenes(indices_N6: torch.Tensor) -> list[Scene]:
     """Inverse of `scenes_to_indices`."""
     names = tuple(_VALUES)
     return [
-        Scene(**{name: _VALUES[name][i] for name, i in zip(names, row)})  # type: ignore[arg-type]
+        Scene(**{name: _VALUES[name][i] for name, i in zip(names, row, strict=True)})  # type: ignore[arg-type]
         for row in indices_N6.tolist()
     ]
 
@@ -92,7 +96,8 @@ def make_shard(
     split: str = "train",
     data: MovingDigitsConfig | None = None,
 ) -> Path:
-    """Render and encode shard `number` of `kind` ("videos" or "first_frames") unless its file is there; returns its path.
+    """Render and encode shard `number` of `kind` ("videos" or "first_frames") unless its file is there; returns its
+    path.
 
     Raises ValueError for another kind."""
     if kind not in SHARD_SIZE:
@@ -117,7 +122,8 @@ def make_shard(
 
 
 def load_latents(folder: str | Path) -> LatentSet:
-    """All shards of a folder, in memory: about 43 MB for 1,000 videos of 81 frames at 64x64, 20 MB for 10,000 first frames.
+    """All shards of a folder, in memory: about 43 MB for 1,000 videos of 81 frames at 64x64, 20 MB for 10,000 first
+    frames.
 
     Raises ValueError when either kind is missing."""
     videos, video_attributes = _load_kind(Path(folder), "videos")

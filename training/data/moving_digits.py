@@ -1,10 +1,11 @@
 """Seeded renderer of moving handwritten digits.
 
-Real 8x8 scans (scikit-learn's `load_digits`), smoothly upsampled, coloured, moving over a coloured ground at sub-pixel positions. The
-scans are split before anything is rendered. Clip `index` of a data set depends on the seed and the index alone, not on batching.
+Real 8x8 scans (scikit-learn's `load_digits`), smoothly upsampled, coloured, moving over a coloured ground at
+sub-pixel positions. The scans are split before anything is rendered. Clip `index` of a data set depends on the seed
+and the index alone, not on batching.
 
-Motion is fixed within a clip up to translation, so a frame is a separable resampling of the glyph: rows @ glyph @ columns, with tent
-weights. That renders a few hundred videos a second on one core.
+Motion is fixed within a clip up to translation, so a frame is a separable resampling of the glyph: rows @ glyph @
+columns, with tent weights. That renders a few hundred videos a second on one core.
 
 Shapes: B clips, T pixel frames, H and W pixels, G glyph raster; pixels [B,3,T,H,W] in -1..1.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return data.images.astype(np.float32) / 16.0, data.target.astype(np.int64)
 
 
-@lru_cache(maxsize=None)
+@cache
 def scans_of(split: str, digit: int) -> tuple[int, ...]:
     """Indices of the scans of `digit` in a split: 80% train, 10% validation, 10% test of each digit, ordered by a hash.
 
@@ -104,7 +105,8 @@ def draw_clip(
     scene: Scene | None = None,
     held_out: bool | None = False,
 ) -> Clip:
-    """Clip `index` of the data set (split, seed); `scene` fixes what the prompt says, `held_out` is as in `sample_scene`."""
+    """Clip `index` of the data set (split, seed); `scene` fixes what the prompt says, `held_out` is as in
+    `sample_scene`."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     scene = scene or sample_scene(rng, held_out=held_out)
     scans = scans_of(split, scene.digit)
@@ -137,12 +139,13 @@ def draw_clips(
         raise ValueError(f"{len(indices)} indices but {len(given)} scenes; give one scene for each index")
     return [
         draw_clip(i, split=split, seed=seed, config=config, scene=scene, held_out=held_out)
-        for i, scene in zip(indices, given)
+        for i, scene in zip(indices, given, strict=True)
     ]
 
 
 def centres(clips: Sequence[Clip], frames: np.ndarray, config: MovingDigitsConfig) -> np.ndarray:
-    """Centres of the digits in pixels, [B,T,2] as (x, y); `frames` [B,T] or [T] are pixel-frame numbers (fractions are fine)."""
+    """Centres of the digits in pixels, [B,T,2] as (x, y); `frames` [B,T] or [T] are pixel-frame numbers (fractions
+    are fine)."""
     low, high = config.edge_margin, config.size - config.edge_margin
     span = high - low
     frames = np.broadcast_to(frames, (len(clips), frames.shape[-1]))
@@ -166,7 +169,8 @@ def render(
     *,
     frames: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """Pixels [B,3,T,H,W] in -1..1, float32. `frames` ([T], or [B,T] for one window a clip) defaults to the whole video."""
+    """Pixels [B,3,T,H,W] in -1..1, float32. `frames` ([T], or [B,T] for one window a clip) defaults to the whole
+    video."""
     if frames is None:
         frames = np.arange(config.num_pixel_frames)
     xy_BT2 = torch.from_numpy(centres(clips, frames, config)).float()
@@ -196,7 +200,9 @@ def _glyphs(clips: Sequence[Clip], config: MovingDigitsConfig) -> torch.Tensor:
     images, _ = _digits()
     scans = torch.from_numpy(images[[clip.scan for clip in clips]])[:, None]
     # A ring of empty cells keeps strokes at the scan's edge from being cut or smeared; _tent_weights knows of it.
-    fine = F.interpolate(F.pad(scans, (1, 1, 1, 1)), size=(config.glyph_raster,) * 2, mode="bicubic", align_corners=False)
+    fine = F.interpolate(
+        F.pad(scans, (1, 1, 1, 1)), size=(config.glyph_raster,) * 2, mode="bicubic", align_corners=False
+    )
     angle = torch.tensor([clip.rotation for clip in clips]) * (np.pi / 180)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     theta = torch.stack([torch.stack([cos, -sin, zero], -1), torch.stack([sin, cos, zero], -1)], 1)
@@ -207,12 +213,14 @@ def _glyphs(clips: Sequence[Clip], config: MovingDigitsConfig) -> torch.Tensor:
 
 
 def _tent_weights(centre_BT: torch.Tensor, side_B: torch.Tensor, config: MovingDigitsConfig) -> torch.Tensor:
-    """Weights [B,T,pixels,G] that resample the glyph raster along one axis around a centre: tents one output pixel wide."""
+    """Weights [B,T,pixels,G] that resample the glyph raster along one axis around a centre: tents one output pixel
+    wide."""
     raster = config.glyph_raster
     side = side_B * (10 / 8)  # the glyph's ring of empty cells
     cell_BG = side[:, None] * ((torch.arange(raster) + 0.5) / raster - 0.5)
     pixel_P = torch.arange(config.size) + 0.5
     offset = (pixel_P - centre_BT[:, :, None])[..., None] - cell_BG[:, None, None, :]
     weights = offset.abs_().neg_().add_(1).clamp_min_(0)
-    # Sums differ by a few per cent with the sub-pixel shift; beyond the glyph they fall to nothing and must not be blown up.
+    # Sums differ by a few per cent with the sub-pixel shift; beyond the glyph they fall to nothing and must not be
+    # blown up.
     return weights.div_(weights.sum(-1, keepdim=True).clamp_min_(0.5))

@@ -1,10 +1,11 @@
 """The prompt grammar of moving digits: `Scene` attributes to text and back.
 
-A prompt names a digit (figure or word), its colour, the direction and speed it moves with, what it does at the edge and the colour
-of the ground. Attribute words never overlap between attributes, so `parse` finds them in any order and any phrasing.
+A prompt names a digit (figure or word), its colour, the direction and speed it moves with, what it does at the edge
+and the colour of the ground. Attribute words never overlap between attributes, so `parse` finds them in any order
+and any phrasing.
 
-Combinations (digit, colour, direction) are split once and for all by a hash: about 15% of them are held out of training, so that a
-score on them measures whether attributes combine and not whether a prompt was seen.
+Combinations (digit, colour, direction) are split once and for all by a hash: 37 of the 320 are held out of training,
+so that a score on them measures whether attributes combine and not whether a prompt was seen.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class Scene:
 
 
 def is_held_out(digit: int, colour: str, direction: str) -> bool:
-    """The split of combinations: a hash, so it is the same on every machine and does not move when attributes are added."""
+    """The split of combinations: a hash, so it is the same on every machine and does not move when attributes are
+    added."""
     key = f"moving digits|{digit}|{colour}|{direction}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < HELD_OUT_FRACTION * 2**64
 

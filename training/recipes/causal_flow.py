@@ -11,7 +11,9 @@ from diag_core import CacheConfig, WanConfig
 class CausalFlowRecipe:
     """Flow matching of a causal DiT: single latent frames first, which teach what a digit looks like, then videos."""
 
-    model: WanConfig = field(default_factory=lambda: WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=6, text_len=32))
+    model: WanConfig = field(
+        default_factory=lambda: WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=6, text_len=32)
+    )
     cache: CacheConfig = field(default_factory=CacheConfig)
     chunk_frames: int = 3
     seed: int = 0

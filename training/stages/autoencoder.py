@@ -1,9 +1,9 @@
 """Trains the autoencoder of moving digits: a TinyVAE on rendered clips and single frames.
 
-Loss: L1 and squared error of the reconstruction, decoded from latents with noise added (so that neighbouring latents decode alike),
-plus a pull of every latent channel to mean 0 and standard deviation 1 (so that none dies and none leaves the range that the decoder's
-soft clamp passes). At the end the exact statistics are folded into the encoder's last and the decoder's first convolution: files
-hold an autoencoder whose latents are normalised.
+Loss: L1 and squared error of the reconstruction, decoded from latents with noise added (so that neighbouring latents
+decode alike), plus a pull of every latent channel to mean 0 and standard deviation 1 (so that none dies and none
+leaves the range that the decoder's soft clamp passes). At the end the exact statistics are folded into the encoder's
+last and the decoder's first convolution: files hold an autoencoder whose latents are normalised.
 
 Shapes: pixels [B,3,T,H,W] in -1..1, latents [B,16,F,H/8,W/8].
 """
@@ -70,8 +70,8 @@ class AutoencoderConfig:
 def train(config: AutoencoderConfig, folder: str | Path) -> Path:
     """Train, or go on where `folder` left off; returns the path of the finished `vae.safetensors` in it.
 
-    A step depends on the seed and its own number, so an interrupted run ends as an undisturbed one does. Raises ValueError
-    when the folder holds the state of another recipe."""
+    A step depends on the seed and its own number, so an interrupted run ends as an undisturbed one does. Raises
+    ValueError when the folder holds the state of another recipe."""
     folder = Path(folder)
     state_path = folder / "state.pt"
     recipe = json.dumps(dataclasses.asdict(config), sort_keys=True)
@@ -108,13 +108,19 @@ def train(config: AutoencoderConfig, folder: str | Path) -> Path:
                 rate,
             )
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1, "recipe": recipe}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+                "recipe": recipe,
+            }
             save_state(state_path, state)
     return finish(model, config, folder)
 
 
 def finish(model: TinyVAE, config: AutoencoderConfig, folder: Path) -> Path:
-    """Normalise the latents, measure the held-out PSNR as the file will have it (bf16 weights), write `vae.safetensors`."""
+    """Normalise the latents, measure the held-out PSNR as the file will have it (bf16 weights), write
+    `vae.safetensors`."""
     model.eval()
     mean_C, std_C = latent_statistics(model, config)
     fold_statistics(model, mean_C, std_C)
@@ -146,7 +152,8 @@ def load_autoencoder(path: str | Path) -> TinyVAE:
 
 
 def training_batch(step: int, config: AutoencoderConfig) -> torch.Tensor:
-    """Pixels of a step: training scans, all combinations of attributes (the split of combinations is the generator's)."""
+    """Pixels of a step: training scans, all combinations of attributes (the split of combinations is the
+    generator's)."""
     length = config.lengths[step % len(config.lengths)]
     batch = max(1, config.pixel_frames // length)
     indices = range(step * config.pixel_frames, step * config.pixel_frames + batch)
@@ -178,12 +185,14 @@ def reconstruct(model: TinyVAE, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def autocast() -> torch.autocast:
-    """bfloat16 on CPU: with AMX several times faster than float32, and never slower where training is feasible at all."""
+    """bfloat16 on the CPU: several times faster than float32 where there are AMX or AVX512 units for it."""
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
 @torch.inference_mode()
-def latent_statistics(model: TinyVAE, config: AutoencoderConfig, *, videos: int = 256) -> tuple[torch.Tensor, torch.Tensor]:
+def latent_statistics(
+    model: TinyVAE, config: AutoencoderConfig, *, videos: int = 256
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each latent channel [C] over training videos."""
     total = torch.zeros(2, config.vae.latent_channels, dtype=torch.float64)
     batches = list(_batches(videos, 8))
@@ -200,9 +209,9 @@ def latent_statistics(model: TinyVAE, config: AutoencoderConfig, *, videos: int 
 def fold_statistics(model: TinyVAE, mean_C: torch.Tensor, std_C: torch.Tensor) -> None:
     """Change the encoder's last and the decoder's first convolution so that latents become (z - mean) / std.
 
-    The decoder's soft clamp c(z) stands between the latent and that convolution, and a convolution pads with zeros after
-    it. So the decoder takes c(z / std - mean / std) where it had c(z): close to affine over the range that the moment loss
-    keeps latents in, not exact."""
+    The decoder's soft clamp c(z) stands between the latent and that convolution, and a convolution pads with zeros
+    after it. So the decoder takes c(z / std - mean / std) where it had c(z): close to affine over the range that the
+    moment loss keeps latents in, not exact."""
     last = model.encoder[-1]
     last.weight.div_(std_C[:, None, None, None])
     last.bias.copy_((last.bias - mean_C) / std_C)

@@ -1,9 +1,9 @@
 """Flow matching of a causal DiT from scratch, with noised past chunks (the first moving-digits model).
 
-Every chunk of a video has a noise level of its own (diffusion forcing, arXiv 2407.01392). A cut is drawn for each video:
-chunks before it are shown at one low level, as the sampler commits finished chunks, so that the chunk at the cut sees exactly what
-it will see when sampled; chunks from the cut on are drawn independently. All levels are trained in the one forward, under the
-window and sink that the sampler will use.
+Every chunk of a video has a noise level of its own (diffusion forcing, arXiv 2407.01392). A cut is drawn for each
+video: chunks before it are shown at one low level, as the sampler commits finished chunks, so that the chunk at the
+cut sees exactly what it will see when sampled; chunks from the cut on are drawn independently. All levels are trained
+in the one forward, under the window and sink that the sampler will use.
 
 Legend: B samples, F latent frames, K chunks.
 """
@@ -72,7 +72,8 @@ def train(
 ) -> dict[str, Tensor]:
     """Trains, resuming from `folder` if it holds a state of the same recipe; returns the averaged weights.
 
-    A step draws everything from the seed and its own number, so a run that was killed and resumed gives the same weights.
+    A step draws everything from the seed and its own number, so a run that was killed and resumed gives the same
+    weights.
 
     Args:
         encode: prompts -> [B,L,text_dim].

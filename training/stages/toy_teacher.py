@@ -46,7 +46,9 @@ def run(recipe: ToyRecipe, folder: Path) -> dict[str, Any]:
         model = train_classifier(recipe.classifier)
         accuracy = {"accuracy_test_frames": round(frame_accuracy(model, "test"), 4)}
         log.info("classifier: %.1f%% of single test frames", 100 * accuracy["accuracy_test_frames"])
-        save_classifier(classifier, model, {**accuracy, "steps": recipe.classifier.steps, "seed": recipe.classifier.seed})
+        save_classifier(
+            classifier, model, {**accuracy, "steps": recipe.classifier.steps, "seed": recipe.classifier.seed}
+        )
     vae_file = folder / "vae.safetensors"
     if not vae_file.exists():
         autoencoder.train(recipe.autoencoder, folder / "autoencoder").rename(vae_file)
@@ -75,7 +77,9 @@ def load_for_sampling(folder: Path, overrides: dict[str, Any]) -> tuple[LoadedCh
     """
     loaded = load_dit(folder / "dit.safetensors", dtype=torch.float32)
     if loaded.settings is None:
-        raise ValueError(f"{folder / 'dit.safetensors'} carries no sampling settings: write it with the toy-teacher command")
+        raise ValueError(
+            f"{folder / 'dit.safetensors'} carries no sampling settings: write it with the toy-teacher command"
+        )
     given = {name: value for name, value in overrides.items() if value is not None}
     return loaded, dataclasses.replace(loaded.settings, **given)
 

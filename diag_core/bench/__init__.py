@@ -1,0 +1,29 @@
+"""Measures sampling: how long a video takes, how much memory, and how much arithmetic that is. Random weights throughout."""
+
+from __future__ import annotations
+
+from .measure import LongResult, Spread, VideoResult, measure_long, measure_video
+from .report import long_report, long_table, save_report, video_report, video_table
+from .rig import Rig
+from .setting import PRESETS, BenchSetting
+from .work import Work, forward_work, prompt_work, video_work
+
+__all__ = [
+    "PRESETS",
+    "BenchSetting",
+    "LongResult",
+    "Rig",
+    "Spread",
+    "VideoResult",
+    "Work",
+    "forward_work",
+    "long_report",
+    "long_table",
+    "measure_long",
+    "measure_video",
+    "prompt_work",
+    "save_report",
+    "video_report",
+    "video_table",
+    "video_work",
+]

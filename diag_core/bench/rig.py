@@ -1,0 +1,92 @@
+"""The model, the decoder and the prompt that a setting describes, with random weights.
+
+Shapes: B batch, C latent channels, f latent frames of a piece, t its pixel frames, h w latent sizes, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import sdpa
+from ..noise import SeededNoise
+from ..sampler import Chunk, stream_chunks
+from ..vae import Stream, TinyVAE, WanVAE
+from ..wan_dit import WanDiT
+from .meter import choose_device
+from .setting import DTYPES, BenchSetting
+
+
+class Rig:
+    """Everything a measurement runs.
+
+    Raises:
+        ValueError: a device or an attention back end that is not here.
+    """
+
+    def __init__(self, setting: BenchSetting) -> None:
+        self.setting = setting
+        self.device = choose_device(setting.device)
+        dtype = DTYPES[setting.dtype]
+        self.generator = torch.Generator(self.device).manual_seed(0)
+        # From the meta device: a 14B model is never held in float32, nor on the host.
+        with torch.device("meta"):
+            model = WanDiT(setting.model, attention=setting.attention)
+        self.model = self._filled(model, dtype)
+        self.attention = "sdpa" if self.model.attend is sdpa else setting.attention
+        self.decoder = self._decoder(dtype)
+        text = (setting.batch, setting.model.text_len, setting.model.text_dim)
+        self.context = torch.randn(text, generator=self.generator, device=self.device)
+
+    @property
+    def parameters(self) -> int:
+        """Of the DiT."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Samples the setting's video from its beginning; a chunk is the caller's to drop."""
+        setting = self.setting
+        height, width = setting.latent_size
+        return stream_chunks(
+            self.model,
+            self.context,
+            setting.schedule,
+            noise=SeededNoise(0),
+            num_latent_frames=setting.latent_frames,
+            height=height,
+            width=width,
+            cache=setting.cache,
+            policy=setting.policy,
+            chunk_frames=setting.chunk_frames,
+        )
+
+    def latents(self) -> Tensor:
+        """Random latents of one chunk [B,C,f,h,w]: decoding takes them as well as sampled ones."""
+        setting = self.setting
+        shape = (setting.batch, setting.model.in_dim, setting.chunk_frames, *setting.latent_size)
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def decoding(self) -> Stream | None:
+        """A fresh stream of the decoder; None without one."""
+        return None if self.decoder is None else self.decoder.streaming_decoder()
+
+    def _decoder(self, dtype: torch.dtype) -> TinyVAE | WanVAE | None:
+        name = self.setting.decoder
+        if name == "none":
+            return None
+        if name == "wan":
+            with torch.device("meta"):
+                wan = WanVAE(self.setting.wan_vae_dim)
+            return self._filled(wan, dtype)
+        with torch.device("meta"):
+            tiny = TinyVAE(self.setting.tiny_vae)
+        return self._filled(tiny, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _filled[Module: nn.Module](self, module: Module, dtype: torch.dtype) -> Module: ...
+
+
+def to_rgb(pixels: Tensor) -> Tensor:
+    """Pixels [B,3,t,H,W] about -1..1 -> frames [B,t,H,W,3], 8 bits, on the host."""
+    return pixels.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous().cpu()

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# bash run.sh demo   makes a video from a prompt with the embedded checkpoint
+# bash run.sh test   runs every check and test
+# Each makes its own environment in .venv the first time (Python 3.10 to 3.13 is all it needs) and reuses it afterwards.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf 'run.sh: %s\n' "$*" >&2; exit 1; }
+
+# The environment is built anew when what it is built from changes.
+environment() { # $1: extras, e.g. "[test]"
+    python=.venv/bin/python
+    if [ ! -x "$python" ] && [ ! -x .venv/Scripts/python.exe ]; then
+        system=$(command -v python3 || command -v python) || fail "no Python found: install Python 3.10 to 3.13"
+        "$system" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
+            fail "$("$system" --version) is not supported: install Python 3.10 to 3.13"
+        say "creating the environment .venv with $("$system" --version)"
+        "$system" -m venv .venv || { rm -rf .venv; fail "could not create .venv (on Debian and Ubuntu: apt install python3-venv)"; }
+    fi
+    [ -x "$python" ] || python=.venv/Scripts/python.exe
+    built_from=$("$python" -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(f, "rb").read() for f in sys.argv[1:])).hexdigest()[:16])' pyproject.toml constraints.txt)
+    stamp=".venv/installed-${1//[^a-z]/}-$built_from"
+    if [ ! -e "$stamp" ]; then
+        say "installing the project${1:+ with its extras $1} (minutes the first time: PyTorch is large)"
+        "$python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$1"
+        touch "$stamp"
+    fi
+}
+
+case "${1:-}" in
+demo)
+    environment ""
+    shift
+    say "sampling a video with the embedded checkpoint"
+    "$python" -m diag_core generate "$@"
+    ;;
+test)
+    environment "[test]"
+    shift
+    say "ruff"
+    "$python" -m ruff check .
+    say "mypy"
+    "$python" -m mypy
+    say "pytest"
+    "$python" -m pytest "$@"
+    ;;
+*)
+    sed -n '2,4s/^# //p' run.sh
+    exit 2
+    ;;
+esac
