@@ -83,14 +83,33 @@ _BACKENDS: dict[str, tuple[Callable[[], Attention], str]] = {
 NAMES = ("auto", *_BACKENDS)
 
 
+def _auto() -> Attention:
+    """FlashAttention 3 on the Hopper cards it was written for, where it is installed; SDPA everywhere else."""
+    try:
+        hopper: Attention | None = _flash3()
+    except ImportError:
+        hopper = None
+
+    def auto(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        half = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16)
+        if hopper is not None and half and torch.cuda.get_device_capability(q.device)[0] == 9:
+            return hopper(q, k, v, mask)
+        return sdpa(q, k, v, mask)
+
+    return auto
+
+
 def attention_backend(name: str = "auto") -> Attention:
-    """The back end called `name`; "auto" is SDPA, whose own choice includes flash and cuDNN kernels and is never wrong.
+    """The back end called `name`.
+
+    "auto" takes FlashAttention 3 where it is installed and the card is a Hopper, else PyTorch's SDPA, whose own choice
+    includes cuDNN, flash and memory-efficient kernels.
 
     Raises:
         ValueError: an unknown name, or a back end that is not installed (named together with what it needs).
     """
     if name == "auto":
-        name = "sdpa"
+        return _auto()
     if name not in _BACKENDS:
         raise ValueError(f"unknown attention back end {name!r}; choose one of {', '.join(NAMES)}")
     load, needs = _BACKENDS[name]
@@ -99,5 +118,5 @@ def attention_backend(name: str = "auto") -> Attention:
     except (ImportError, AttributeError) as error:
         raise ValueError(
             f"attention back end {name!r} is not available here: it needs {needs} ({error}). "
-            f"Install that, or choose {'sdpa'!r}, which always works"
+            "Install that, or choose sdpa, which always works"
         ) from error

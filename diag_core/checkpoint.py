@@ -25,7 +25,7 @@ from .safetensors_file import FormatError, TensorSpec, replacing, write_safetens
 from .settings import PRESETS, WAN_NEGATIVE_PROMPT, CheckpointSettings, published_settings
 from .state_dict import CheckpointError, check_keys, infer_config, original_names, to_diffusers_name
 from .wan_dit import WanDiT
-from .weights import Weights, open_weights
+from .weights import Weights, open_weights, read_all
 
 __all__ = [
     "PRESETS",
@@ -96,7 +96,7 @@ def load_dit(
         CheckpointError: (a ValueError) names the file, what is wrong with it and what to do.
     """
     source = _open(path, dtype=dtype, lora=lora, lora_strength=lora_strength, which=which)
-    tensors = _read_all(source, torch.device(device))
+    tensors = read_all(source.specs, source.read, torch.device(device))
     with torch.device("meta"):
         model = WanDiT(source.config)
     model.load_state_dict(tensors, assign=True)
@@ -218,19 +218,6 @@ def _open(
         return tensor
 
     return _Source(config, settings, {name: TensorSpec(spec.shape, dtype) for name, spec in stored.items()}, read)
-
-
-def _read_all(source: _Source, device: torch.device) -> dict[str, Tensor]:
-    """All tensors as wanted. Room for the cast ones is taken beforehand: were it taken in turns with the uncast ones,
-    the allocator could not use the gaps those leave, and the peak would be as high as with two copies."""
-    room = {name: torch.empty(spec.shape, dtype=spec.dtype, device=device) for name, spec in source.specs.items()}
-    for name, place in room.items():
-        tensor = source.read(name)
-        if tensor.dtype == place.dtype and tensor.device == place.device and tensor.is_contiguous():
-            room[name] = tensor
-        else:
-            place.copy_(tensor)
-    return room
 
 
 class _naming:

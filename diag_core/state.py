@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .kv_cache import KVCache
+from .safetensors_file import TensorSpec, write_safetensors
 
-_FORMAT = "diagdistill-state-1"
+_KIND = "diagdistill-state-1"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ class SamplerState:
     handed_out: int = 0
     history: list[Finished] = field(default_factory=list)
     caches: list[KVCache] = field(default_factory=list)
-    conditioned_on: list[Any] = field(default_factory=list)
     settings: dict[str, Any] | None = None
     saved_caches: list[dict[str, Any]] = field(default_factory=list)
 
@@ -85,14 +84,9 @@ class SamplerState:
             "counters": [cache["counters"] for cache in caches],
             "history": [[f.chunk, f.start_frame, f.last_sigma] for f in self.history],
         }
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(contiguous, temporary, metadata={"format": _FORMAT, "state": json.dumps(document)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        metadata = {"state": json.dumps(document), "kind": _KIND}
+        write_safetensors(Path(path), specs, tensors.__getitem__, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SamplerState:
@@ -105,7 +99,7 @@ class SamplerState:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            if metadata.get("format") != _FORMAT:
+            if metadata.get("kind") != _KIND:
                 raise ValueError("it is not a sampler state")
             document = json.loads(metadata["state"])
             caches = []

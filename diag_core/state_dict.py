@@ -229,7 +229,12 @@ def check_keys(tensors: Mapping[str, Shaped], config: WanConfig) -> None:
     Raises:
         CheckpointError: lists missing, unexpected and misshapen keys, ten of each at most, with the likely cause.
     """
-    expected = expected_shapes(config)
+    what = f"a Wan DiT of width {config.dim} with {config.num_layers} blocks"
+    check_shapes(tensors, expected_shapes(config), what, likely_cause(tensors, config))
+
+
+def check_shapes(tensors: Mapping[str, Shaped], expected: Mapping[str, tuple[int, ...]], what: str, cause: str) -> None:
+    """As `check_keys`, for any model: `what` names it, `cause` is told where something is wrong."""
     missing = [name for name in expected if name not in tensors]
     extra = [name for name in tensors if name not in expected]
     misshapen = [
@@ -243,10 +248,7 @@ def check_keys(tensors: Mapping[str, Shaped], config: WanConfig) -> None:
         _listing(misshapen, "key of another shape", "keys of another shape"),
     ]
     if any(faults):
-        size = f"a Wan DiT of width {config.dim} with {config.num_layers} blocks"
-        cause = likely_cause(tensors, config)
-        lines = [f"it does not fit {size}:", *filter(None, faults), *filter(None, [cause])]
-        raise CheckpointError("\n  ".join(lines))
+        raise CheckpointError("\n  ".join(filter(None, [f"it does not fit {what}:", *faults, cause])))
 
 
 def _listing(items: list[str], one: str, many: str) -> str:

@@ -86,6 +86,22 @@ def open_weights(path: str | Path, which: str | None = None, wrappers: tuple[str
         raise CheckpointError(f"{path}: it cannot be read ({error.strerror or error})") from error
 
 
+def read_all(specs: Mapping[str, TensorSpec], read: Callable[[str], Tensor], device: torch.device) -> dict[str, Tensor]:
+    """All tensors, of the dtypes and shapes of `specs`, on a device; one that is so already is kept as `read` gave it.
+
+    Room for those that are cast is taken beforehand: were it taken in turns with the uncast ones, the allocator could
+    not use the gaps those leave, and the peak would be as high as with two copies.
+    """
+    room = {name: torch.empty(spec.shape, dtype=spec.dtype, device=device) for name, spec in specs.items()}
+    for name, place in room.items():
+        tensor = read(name)
+        if tensor.dtype == place.dtype and tensor.device == place.device and tensor.is_contiguous():
+            room[name] = tensor
+        else:
+            place.copy_(tensor)
+    return room
+
+
 def _open_file(path: Path, which: str | None = None, wrappers: tuple[str, ...] = WRAPPERS) -> Weights:
     with open(path, "rb") as stream:
         start = stream.read(64)

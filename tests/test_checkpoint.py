@@ -6,11 +6,12 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -463,14 +464,15 @@ print(peak() - before)
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a model of about 300 MB, as safetensors and as a pickle."""
     config = WanConfig(dim=1024, ffn_dim=2048, num_heads=8, num_layers=5)
     folder = tmp_path_factory.mktemp("large")
     model = WanDiT(config)
     save_dit(folder / "x.safetensors", model, config)
     torch.save({"generator": model.state_dict()}, folder / "x.pt")
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # pytest would keep it for three runs
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")

@@ -130,13 +130,6 @@ def frame_batch(indices: range, split: str, seed: int, data: MovingDigitsConfig)
 
 
 @torch.inference_mode()
-def frame_accuracy(model: DigitClassifier, split: str, *, frames: int = 2000, seed: int = 7) -> float:
-    """Share of single rendered frames of a split read right."""
-    pixels, labels = frame_batch(range(frames), split, seed, MovingDigitsConfig())
-    return float((model(pixels).argmax(-1) == labels).float().mean())
-
-
-@torch.inference_mode()
 def measure_accuracy(
     model: DigitClassifier,
     *,
@@ -167,14 +160,14 @@ def measure_accuracy(
 def save_classifier(path: str | Path, model: DigitClassifier, metadata: dict[str, object]) -> Path:
     """bfloat16 weights; metadata carries the measured accuracies."""
     weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
-    return save_tensors(path, weights, {"format": "digit_classifier", **metadata})
+    return save_tensors(path, weights, {"kind": "digit_classifier", **metadata})
 
 
 def load_classifier(path: str | Path) -> DigitClassifier:
     """The classifier of a file, float32, in evaluation mode. ValueError for another kind of file."""
     weights, metadata = load_tensors(path)
-    if metadata.get("format") != "digit_classifier":
-        raise ValueError(f"{path} holds no digit classifier: its metadata says format={metadata.get('format')!r}")
+    if metadata.get("kind") != "digit_classifier":
+        raise ValueError(f"{path} holds no digit classifier: its metadata says kind={metadata.get('kind')!r}")
     model = DigitClassifier()
     model.load_state_dict({name: value.float() for name, value in weights.items()})
     return model.eval()

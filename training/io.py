@@ -1,59 +1,43 @@
-"""Files that are whole or absent: atomic writes of tensors and of training state, and reading them back.
-
-Everything is written beside its destination and renamed over it, so a run that is killed leaves either the old file
-or the new one.
-"""
+"""Files that are whole or absent: tensors and training state, written atomically, and reading them back."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-
-def write_atomically(path: str | Path, write: Callable[[str], Any]) -> Path:
-    """Call `write(temporary_path)` and rename the result to `path`; folders are made as needed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        # mkstemp makes files that only their owner may read.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+from diag_core.safetensors_file import TensorSpec, replacing, write_safetensors
 
 
 def save_tensors(
     path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None = None
 ) -> Path:
     """Write a safetensors file; metadata values that are not strings are stored as JSON."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=text))
+    specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    write_safetensors(path, specs, tensors.__getitem__, text)
+    return path
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file."""
     with safe_open(str(path), framework="pt") as file:
-        names = list(file.keys())
-        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def save_state(path: str | Path, state: Mapping[str, Any]) -> Path:
     """Write training state (state dicts, counters) for `load_state`."""
-    return write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        torch.save(dict(state), file)
+    return path
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:
@@ -62,3 +46,12 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def save_json(path: str | Path, value: Any) -> Path:
+    """Write a small result file that people read too."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())
+    return path

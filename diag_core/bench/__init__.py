@@ -1,4 +1,4 @@
-"""Measures sampling: how long a video takes, how much memory, and how much arithmetic that is. Random weights throughout."""
+"""Measures sampling: time, memory and the arithmetic in it. Weights are random throughout."""
 
 from __future__ import annotations
 

@@ -6,17 +6,20 @@ Shapes: B batch, C latent channels, f latent frames of a piece, t its pixel fram
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
-from ..attention import sdpa
 from ..noise import SeededNoise
 from ..sampler import Chunk, stream_chunks
 from ..vae import Stream, TinyVAE, WanVAE
 from ..wan_dit import WanDiT
 from .meter import choose_device
 from .setting import DTYPES, BenchSetting
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 
 class Rig:
@@ -35,7 +38,6 @@ class Rig:
         with torch.device("meta"):
             model = WanDiT(setting.model, attention=setting.attention)
         self.model = self._filled(model, dtype)
-        self.attention = "sdpa" if self.model.attend is sdpa else setting.attention
         self.decoder = self._decoder(dtype)
         text = (setting.batch, setting.model.text_len, setting.model.text_dim)
         self.context = torch.randn(text, generator=self.generator, device=self.device)
@@ -62,6 +64,20 @@ class Rig:
             chunk_frames=setting.chunk_frames,
         )
 
+    def attention_kernels(self) -> list[str]:
+        """Names of the attention operators that the first chunk runs, as PyTorch records them.
+
+        A back end may choose between kernels by device, precision and size, so its name alone does not say. Empty where the
+        kernel is no operator of PyTorch's, or attention falls apart into plain products.
+        """
+        with profile(
+            activities=[ProfilerActivity.CPU]
+        ) as recorded:  # operators are recorded on the host, for a GPU too
+            next(self.chunks())
+        names = {event.key for event in recorded.key_averages()}
+        chooser = "aten::scaled_dot_product_attention"
+        return sorted(name for name in names if ("attention" in name or "attn" in name) and name != chooser)
+
     def latents(self) -> Tensor:
         """Random latents of one chunk [B,C,f,h,w]: decoding takes them as well as sampled ones."""
         setting = self.setting
@@ -84,7 +100,21 @@ class Rig:
             tiny = TinyVAE(self.setting.tiny_vae)
         return self._filled(tiny, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def _filled[Module: nn.Module](self, module: Module, dtype: torch.dtype) -> Module: ...
+    def _filled(self, module: _Module, dtype: torch.dtype) -> _Module:
+        """Allocates a module's weights and draws them so that activations neither vanish nor overflow.
+
+        Values do matter to speed at the edges: denormals are slow on a CPU, and a GPU full of zeros draws less power.
+        """
+        module = module.to(dtype).to_empty(device=self.device).requires_grad_(False).eval()
+        for name, parameter in module.named_parameters():
+            if name.endswith("gamma") or (parameter.ndim == 1 and name.endswith("weight")):
+                parameter.fill_(1.0)  # of norms
+            elif parameter.ndim == 1:
+                parameter.zero_()
+            else:
+                fan_in = parameter[0].numel()
+                parameter.normal_(std=fan_in**-0.5, generator=self.generator)
+        return module
 
 
 def to_rgb(pixels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is measured: one frozen description, and the presets that users begin with. Sizes are pixels unless said otherwise."""
+"""What is measured: one frozen description, and the presets that users begin with. Sizes are in pixels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Arithmetic of sampling, counted from sizes: what a time is to be judged against.
 
-Counts are floating-point operations of matrix products and convolutions of the DiT; a multiply-add is two. Norms, gates,
+Counts are floating-point operations of the DiT's matrix products and convolutions; a multiply-add is two. Norms, gates,
 rotations and noise move memory rather than compute and are left out, as is the video decoder.
 """
 
@@ -91,7 +91,7 @@ def video_work(
     chunk_frames: int = 3,
     batch: int = 1,
 ) -> Work:
-    """A whole video from one prompt without guidance. A last chunk that is trimmed counts whole, as it is sampled whole."""
+    """A whole video from one prompt without guidance. A trimmed last chunk counts whole: it is sampled whole."""
     work = prompt_work(model)
     for chunk, span in enumerate(chunk_spans(latent_frames, chunk_frames)):
         end = span.start + span.length

@@ -129,7 +129,7 @@ def finish(model: TinyVAE, config: AutoencoderConfig, folder: Path) -> Path:
     quality = held_out_psnr(model, config.data)
     log.info("autoencoder: held-out PSNR %.2f dB", quality)
     metadata = {
-        "format": "tiny_vae",
+        "kind": "tiny_vae",
         "config": dataclasses.asdict(config.vae),
         "psnr_db": round(quality, 2),
         "steps": config.steps,
@@ -143,7 +143,7 @@ def load_autoencoder(path: str | Path) -> TinyVAE:
 
     Raises ValueError for a file without this stage's metadata."""
     weights, metadata = load_tensors(path)
-    if metadata.get("format") != "tiny_vae" or "config" not in metadata:
+    if metadata.get("kind") != "tiny_vae" or "config" not in metadata:
         raise ValueError(f"{path} was not written by the autoencoder stage: its metadata has no tiny_vae configuration")
     values = json.loads(metadata["config"])
     model = TinyVAE(TinyVAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))

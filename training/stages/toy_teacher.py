@@ -6,7 +6,6 @@ Each stage leaves its result in the output folder; what is there is not made aga
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +18,14 @@ from diag_core import SeededNoise, generate
 from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, load_dit, save_dit
 from diag_core.demo_text import DemoTextEncoder
 from diag_core.geometry import latent_frames, latent_size
+from diag_core.vae import TinyVAE
 
-from ..classifier import frame_accuracy, load_classifier, save_classifier, train_classifier
+from ..classifier import load_classifier, measure_accuracy, save_classifier, train_classifier
 from ..data.latents import load_latents, make_shard
 from ..data.moving_digits import MovingDigitsConfig
 from ..data.prompts import held_out_scenes
 from ..evaluate import Sampler, evaluate_videos
-from ..io import write_atomically
+from ..io import save_json
 from ..recipes.toy import ToyRecipe
 from . import autoencoder, causal_flow
 
@@ -41,18 +41,13 @@ def run(recipe: ToyRecipe, folder: Path) -> dict[str, Any]:
         ValueError: the folder holds the work of another recipe.
         OSError: a full disk, say; nothing is left half written.
     """
-    classifier = folder / "classifier.safetensors"
-    if not classifier.exists():
-        model = train_classifier(recipe.classifier)
-        accuracy = {"accuracy_test_frames": round(frame_accuracy(model, "test"), 4)}
-        log.info("classifier: %.1f%% of single test frames", 100 * accuracy["accuracy_test_frames"])
-        save_classifier(
-            classifier, model, {**accuracy, "steps": recipe.classifier.steps, "seed": recipe.classifier.seed}
-        )
     vae_file = folder / "vae.safetensors"
     if not vae_file.exists():
         autoencoder.train(recipe.autoencoder, folder / "autoencoder").rename(vae_file)
     vae = autoencoder.load_autoencoder(vae_file)
+    classifier_file = folder / "classifier.safetensors"
+    if not classifier_file.exists():
+        _make_classifier(recipe, vae, classifier_file)
     latents = folder / "latents"
     for kind, shards, size in (
         ("videos", recipe.video_shards, recipe.videos_a_shard),
@@ -67,6 +62,17 @@ def run(recipe: ToyRecipe, folder: Path) -> dict[str, Any]:
     return evaluate(
         folder, prompts=recipe.evaluation_prompts, seeds=recipe.evaluation_seeds, report=folder / "scores.json"
     )
+
+
+def _make_classifier(recipe: ToyRecipe, vae: TinyVAE, path: Path) -> None:
+    """Trains the judge of digits and writes how well it reads real renders, before and after the autoencoder."""
+    model = train_classifier(recipe.classifier)
+    videos = recipe.evaluation_prompts
+    real = measure_accuracy(model, videos=videos)
+    decoded = measure_accuracy(model, videos=videos, reconstruct=lambda pixels: autoencoder.reconstruct(vae, pixels))
+    log.info("classifier: %s of test renders right, %s after the autoencoder", real, decoded)
+    settings = {"steps": recipe.classifier.steps, "seed": recipe.classifier.seed}
+    save_classifier(path, model, {"test_accuracy": real, "test_accuracy_reconstructed": decoded, **settings})
 
 
 def load_for_sampling(folder: Path, overrides: dict[str, Any]) -> tuple[LoadedCheckpoint, CheckpointSettings]:
@@ -140,5 +146,5 @@ def evaluate(
             name, 100 * result["scores"][name], 100 * result["spread"][name], 100 * result["chance"][name],
         )  # fmt: skip
     if report is not None:
-        write_atomically(report, lambda path: Path(path).write_text(json.dumps(result, indent=1) + "\n"))
+        save_json(report, result)
     return result

@@ -1,0 +1,132 @@
+"""`bench`: times sampling and decoding with random weights, prints a table and saves JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..attention import NAMES
+from ..bench import (
+    PRESETS,
+    BenchSetting,
+    Rig,
+    long_report,
+    long_table,
+    measure_long,
+    measure_video,
+    save_report,
+    video_report,
+    video_table,
+)
+from ..bench.setting import COMMITS, DECODERS, DTYPES
+from ..diagonal_schedule import DiagonalSchedule
+from ..geometry import latent_frames
+
+EVERYTHING = "all"
+RUNS = 5
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT in pixels, such as 832x480, got {text!r}")
+    return int(width), int(height)
+
+
+def _window(text: str) -> int | str:
+    if text != EVERYTHING and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a window is a number of latent frames, or {EVERYTHING}, got {text!r}")
+    return text if text == EVERYTHING else int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it must be a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options left out (None) keep what the preset says."""
+    add = parser.add_argument
+    add("--preset", choices=sorted(PRESETS), default="wan-1.3b", help="what to measure (default: %(default)s)")
+    add("--size", type=_size, metavar="WxH", help="pixels, multiples of 16")
+    add("--frames", type=_positive, metavar="N", help="pixel frames of a video")
+    add("--schedule", metavar="TEXT", help='steps of each chunk, such as "4322222"')
+    add("--commit", choices=COMMITS, help="what later chunks see of a finished one")
+    add("--kv-noise", type=float, metavar="T", help="level of --commit noised, a schedule timestep 0..1000")
+    add("--window", type=_window, metavar="N", help=f"latent frames attended, or {EVERYTHING}")
+    add("--sink", type=int, metavar="N", help="latent frames always kept")
+    add("--batch", type=_positive, metavar="N", help="videos at once")
+    add("--decoder", choices=DECODERS, help="taehv: the tiny one; wan: Wan's own; none: latents only")
+    add("--dtype", choices=sorted(DTYPES), help="precision of weights and cache")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
+    add("--attention", choices=NAMES, help="attention back end")
+    add("--threads", type=_positive, metavar="N", help="CPU threads")
+    add("--runs", type=_positive, metavar="N", help=f"measured videos (default: {RUNS})")
+    add("--warmup", type=_positive, metavar="N", help="videos before the first measured one (default: 1)")
+    add("--chunks", type=_positive, metavar="N", help="one video of N chunks instead: time and memory of each")
+    add("--json", type=Path, metavar="FILE", help="save all figures")
+
+
+def setting_from(options: argparse.Namespace) -> BenchSetting:
+    """The preset with the options given in its place.
+
+    Raises:
+        ValueError: options that do not fit each other.
+    """
+    preset = PRESETS[options.preset]
+    changes: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("commit", "kv_noise", "batch", "decoder", "dtype", "device", "attention")
+        if getattr(options, name) is not None
+    }
+    if options.kv_noise is not None and options.commit != "noised":
+        raise ValueError("--kv-noise is the level of a noised commit: give --commit noised with it, or leave it out")
+    if options.size is not None:
+        changes["width"], changes["height"] = options.size
+    if options.schedule is not None:
+        changes["schedule"] = DiagonalSchedule.parse(options.schedule)
+    if options.chunks is not None:
+        for name in ("frames", "runs", "warmup"):
+            if getattr(options, name) is not None:
+                raise ValueError(f"--chunks measures one long video: leave out --{name}")
+        changes["latent_frames"] = options.chunks * preset.chunk_frames
+    elif options.frames is not None:
+        changes["latent_frames"] = latent_frames(options.frames)
+    cache: dict[str, Any] = {}
+    if options.window is not None:
+        cache["window_frames"] = None if options.window == EVERYTHING else options.window
+    if options.sink is not None:
+        cache["sink_frames"] = options.sink
+    changes["cache"] = dataclasses.replace(preset.cache, **cache)
+    return dataclasses.replace(preset, **changes)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises ValueError, before anything is measured, for what cannot be."""
+    setting = setting_from(options)
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        raise ValueError(f"--json {options.json}: the folder does not exist; make it first")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    rig = Rig(setting)
+    if options.chunks is not None:
+        report = long_report(rig, measure_long(rig, progress=_progress))
+        print(long_table(report))
+    else:
+        measured = measure_video(rig, runs=options.runs or RUNS, warm_up=options.warmup or 1, progress=_progress)
+        report = video_report(rig, measured)
+        print(video_table(report))
+    if options.json is not None:
+        save_report(report, options.json)
+        print(f"\nsaved {options.json}")
+    return 0
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,69 @@
+"""Where videos go: names that say what is in them, and nothing overwritten unless asked."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..video import part_path
+from .request import VideoRequest
+
+FOLDER = Path("outputs")
+_SLUG_LENGTH = 48
+
+
+def output_paths(out: str | None, requests: Sequence[VideoRequest], *, overwrite: bool) -> list[Path]:
+    """A path for each video, all different.
+
+    Args:
+        out: a name ending in .mp4, numbered when there are several videos; or a folder (there already, or ending in a
+            slash) in which they are named after prompt and seed; None is the folder `outputs`.
+
+    Raises:
+        ValueError: another ending.
+        OSError: a folder that cannot be written to. Nothing is created here.
+    """
+    if out is None or out.endswith(("/", os.sep)) or Path(out).is_dir():
+        folder = FOLDER if out is None else Path(out)
+        wanted = [folder / f"{_slug(request.prompt_text())}-{request.seed}.mp4" for request in requests]
+    else:
+        path = Path(out)
+        if path.suffix.lower() != ".mp4":
+            raise ValueError(f"--out {out}: give the video a name that ends in .mp4, or a folder (ending in /)")
+        digits = len(str(len(requests)))
+        wanted = [path] if len(requests) == 1 else [
+            path.with_name(f"{path.stem}-{number:0{digits}d}{path.suffix}") for number in range(1, len(requests) + 1)
+        ]  # fmt: skip
+    check_writable(wanted[0].parent)
+    paths: list[Path] = []
+    for path in wanted:
+        paths.append(_free(path, paths, overwrite))
+    return paths
+
+
+def _free(path: Path, taken: Sequence[Path], overwrite: bool) -> Path:
+    """`path`, or the first of `path`-2, -3, .. that nothing bears, not even an unfinished video."""
+    candidate, number = path, 1
+    while candidate in taken or not overwrite and (candidate.exists() or part_path(candidate).exists()):
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
+
+
+def check_writable(folder: Path) -> None:
+    """Raises OSError unless `folder` can be written to, or made."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"{folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder}: {there} cannot be written to")
+
+
+def _slug(text: str) -> str:
+    """Letters, digits and hyphens, at most 48 of them."""
+    words = re.sub(r"[^\w]+", "-", text.lower()).strip("-_")
+    return words[:_SLUG_LENGTH].strip("-_") or "video"
