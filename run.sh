@@ -32,7 +32,10 @@ case "${1:-}" in
 demo)
     environment ""
     shift
-    say "sampling a video with the embedded checkpoint"
+    say "sampling videos with the embedded checkpoint, into outputs/"
+    [ $# -gt 0 ] || set -- --seed 1 \
+        --prompt "a red 3 moves right slowly and bounces, on a navy ground" \
+        --prompt "a yellow 7 moves down fast and stops, on a black ground"
     "$python" -m diag_core generate "$@"
     ;;
 test)

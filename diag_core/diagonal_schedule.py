@@ -194,5 +194,6 @@ PRESETS: dict[str, Preset] = {
     "paper-5333333": Preset("5333333", "The paper's best frame quality: 23 forwards"),
     "paper-5432222": Preset("5432222", "A longer beginning that falls slowly: 20 forwards"),
     "paper-5433333": Preset("5433333", "The paper's most expensive: 24 forwards"),
-    "uniform-4": Preset("4", "Four steps for every chunk, as Self-Forcing and LongLive sample"),
+    "uniform-4": Preset("4", "Four steps for every chunk: 28 forwards for 5 seconds"),
+    "self-forcing": Preset("1000,750,500,250", "The step list of Self-Forcing and LongLive, for every chunk"),
 }

@@ -57,7 +57,8 @@ class Mp4Writer:
     """Writes H.264 video frame by frame; used as a context manager.
 
     Frames go into `part_path(path)`, which replaces `path` only when the video is complete: nothing unfinished ever
-    bears the final name. When the body raises, or the process is killed, the frames so far stay in the part, which plays.
+    bears the final name. When the body raises, or the process is killed, the frames so far stay in the part, which
+    plays.
 
     Args:
         path: ends in .mp4.
@@ -233,7 +234,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 
 
 def fit_image(image: Tensor, width: int, height: int) -> Tensor:
-    """uint8 [H,W,3] -> pixels [1,3,1,height,width] in -1..1: scaled to cover the size, and cropped around its middle."""
+    """uint8 [H,W,3] -> pixels [1,3,1,height,width] in -1..1: scaled to cover the size, its middle cut out."""
     scale = max(width / image.shape[1], height / image.shape[0])
     size = (max(height, round(image.shape[0] * scale)), max(width, round(image.shape[1] * scale)))
     pixels = image.permute(2, 0, 1)[None].float()

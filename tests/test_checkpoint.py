@@ -6,12 +6,8 @@ import errno
 import json
 import os
 import pickle
-import shutil
-import subprocess
-import sys
-import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +24,11 @@ from diag_core import WanConfig, WanDiT, safetensors_file
 from diag_core.checkpoint import (
     PRESETS,
     CheckpointError,
-    CheckpointSettings,
     convert,
     load_dit,
     read_settings,
     save_dit,
 )
-from diag_core.settings import published_settings
 from diag_core.state_dict import to_diffusers
 
 TINY = WanConfig(dim=128, ffn_dim=40, num_heads=1, num_layers=2, in_dim=4, out_dim=4, freq_dim=8, text_dim=4096)
@@ -369,132 +363,8 @@ def test_mutated_pickles_load_or_give_the_named_error(tmp_path: Path, data: st.D
         load_dit(path)
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    st.dictionaries(
-        st.sampled_from(sorted(SETTINGS.to_dict())) | st.text(max_size=5),
-        st.none()
-        | st.booleans()
-        | st.integers()
-        | st.floats()
-        | st.text(max_size=5)
-        | st.lists(st.integers(), max_size=2),
-    )
-)
-def test_settings_are_valid_or_refused_by_name(changes: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            made = CheckpointSettings.from_dict({**SETTINGS.to_dict(), **changes})
-        except ValueError as error:
-            assert str(error).startswith("checkpoint settings, ")
-            return
-    assert CheckpointSettings.from_json(made.to_json()) == made
-    made.diagonal_schedule(), made.policy(), made.cache()
-
-
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"schedule": "43x"}, "schedule: character 3"),
-        ({"schedule": 4}, "schedule: must be text"),
-        ({"shift": -1.0}, "schedule: shift must be"),
-        ({"kv_noise": 1001}, "kv_noise: .*0 to 1000"),
-        ({"window_frames": 5}, "window_frames: must hold the sink and at least one chunk, got 5"),
-        ({"window_frames": 2.5}, "window_frames: must be a whole number"),
-        ({"positions": "rotary"}, "window_frames: .*positions"),
-        ({"step": "heun"}, "step: must be one of renoise, euler, got 'heun'"),
-        ({"text_encoder": "clip"}, "text_encoder: must be one of umt5, demo"),
-        ({"cfg": float("inf")}, "cfg: must be a finite number"),
-        ({"causal": 1}, "causal: must be true or false"),
-    ],
-)
-def test_each_wrong_setting_is_named(changes: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
-        replace(SETTINGS, **changes)
-
-
-def test_settings_of_a_newer_version_are_read_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="left out: aspect, mood"):
-        assert CheckpointSettings.from_dict({**SETTINGS.to_dict(), "mood": 1, "aspect": "16:9"}) == SETTINGS
-    for text in ("[]", "{", "{}", '"4322222"'):
-        with pytest.raises(ValueError, match="checkpoint settings"):
-            CheckpointSettings.from_json(text)
-
-
 @pytest.mark.parametrize("metadata", ["[", "[]", '{"settings": {}}', '{"model": {"num_heads": 3}}'])
 def test_broken_metadata_is_named(metadata: str, tmp_path: Path, weights: dict[str, Tensor]) -> None:
     save_file(weights, tmp_path / "x.safetensors", {"diagdistill": metadata})
     with pytest.raises(CheckpointError, match=r"x\.safetensors: "):
         load_dit(tmp_path / "x.safetensors")
-
-
-def test_presets_are_taken_from_a_name_only_when_it_is_certain() -> None:
-    assert published_settings("a/self_forcing_dmd.pt") == PRESETS["self-forcing"]
-    assert published_settings("longlive_base.pt") == PRESETS["longlive"]
-    assert published_settings("wan2.1_t2v_1.3B_fp16.safetensors") == PRESETS["wan"]
-    for name in ("model.pt", "ode_init.pt", "diffusion_pytorch_model.safetensors", "my_self_forcing_dmd.pt"):
-        assert published_settings(name) is None
-    assert PRESETS["longlive"].policy().sigma == 0 and PRESETS["longlive"].cache().window_frames == 12
-    assert PRESETS["self-forcing"].diagonal_schedule().schedule_timesteps(3) == (1000, 750, 500, 250)
-    assert PRESETS["wan"].diagonal_schedule().steps(0) == 50 and not PRESETS["wan"].causal
-    assert SETTINGS.policy().sigma == pytest.approx(5 * 0.1 / 1.4)
-
-
-PEAK = """
-import resource, sys, torch
-from diag_core.checkpoint import convert, load_dit
-from diag_core import WanConfig, WanDiT
-
-def peak():  # bytes resident at most since this process began
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
-
-path, dtype, action = sys.argv[1], getattr(torch, sys.argv[2]) if sys.argv[2] != "None" else None, sys.argv[3]
-torch.set_num_threads(1)
-small = WanConfig(dim=128, ffn_dim=8, num_heads=1, num_layers=1)
-WanDiT(small)(torch.randn(1, 16, 1, 2, 2), torch.ones(1), torch.randn(1, 1, 4096))  # all that is loaded lazily
-before = peak()
-if action == "load":
-    loaded = load_dit(path, dtype=dtype)
-    sum(float(p.flatten()[0]) + float(p.sum()) for p in loaded.model.parameters())  # touch every page
-else:
-    convert(path, path + ".out.safetensors", dtype=dtype)
-print(peak() - before)
-"""
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a model of about 300 MB, as safetensors and as a pickle."""
-    config = WanConfig(dim=1024, ffn_dim=2048, num_heads=8, num_layers=5)
-    folder = tmp_path_factory.mktemp("large")
-    model = WanDiT(config)
-    save_dit(folder / "x.safetensors", model, config)
-    torch.save({"generator": model.state_dict()}, folder / "x.pt")
-    yield folder
-    shutil.rmtree(folder)  # pytest would keep it for three runs
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize(
-    ("file", "dtype", "action", "share"),
-    [
-        ("x.safetensors", "None", "load", 1.35),
-        ("x.pt", "None", "load", 1.35),
-        ("x.safetensors", "bfloat16", "load", 0.95),
-        ("x.safetensors", "bfloat16", "convert", 0.5),
-    ],
-)
-def test_no_second_copy_in_memory(file: str, dtype: str, action: str, share: float, large: Path) -> None:
-    path = large / file
-    size = path.stat().st_size
-    assert size > 280e6
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PEAK), str(path), dtype, action],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent.parent,
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < share * size

@@ -1,7 +1,7 @@
 """Wall clock and memory of a device, and the names of what runs there.
 
-The only file of the benchmark that knows CUDA. Times are taken on the host with the device idle before and after, so they
-hold everything a user waits for; nothing inside a measured stretch is synchronised for the sake of measuring.
+The only file of the benchmark that knows CUDA. Times are taken on the host with the device idle before and after, so
+they hold everything a user waits for; nothing inside a measured stretch is synchronised for the sake of measuring.
 """
 
 from __future__ import annotations

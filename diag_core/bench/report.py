@@ -48,6 +48,8 @@ def long_report(rig: Rig, result: LongResult) -> dict[str, Any]:
         **_common(rig, "long"),
         "warm_up": {"excluded": True, "chunks": EARLY.start, "seconds": round(sum(result.together[: EARLY.start]), 6)},
         "chunks": len(result.dit),
+        "seconds_of_all_chunks": round(sum(result.together), 6),
+        "cpu_seconds_of_all_chunks": round(result.cpu_seconds, 6),
         "decode_included": result.decode is not None,
         "first_frame_seconds": _rounded(result.first_frame),
         "seconds_of_a_chunk": {
@@ -136,6 +138,9 @@ def long_table(report: dict[str, Any]) -> str:
             *_columns(rows),
             "",
             _line("late over early", f"{times['late_over_early']:.4f}"),
+            _line(
+                "processor", f"{report['cpu_seconds_of_all_chunks']:.1f} s in {report['seconds_of_all_chunks']:.1f} s"
+            ),
             _line("peak memory", _peak(report)),
             _line(
                 "memory growth",

@@ -6,11 +6,11 @@ Shapes: B batch, C latent channels, f latent frames of a piece, t its pixel fram
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..noise import SeededNoise
 from ..sampler import Chunk, stream_chunks
@@ -20,6 +20,18 @@ from .meter import choose_device
 from .setting import DTYPES, BenchSetting
 
 _Module = TypeVar("_Module", bound=nn.Module)
+
+
+class _OperatorNames(TorchDispatchMode):
+    """Collects the names of all operators that run inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 class Rig:
@@ -67,16 +79,12 @@ class Rig:
     def attention_kernels(self) -> list[str]:
         """Names of the attention operators that the first chunk runs, as PyTorch records them.
 
-        A back end may choose between kernels by device, precision and size, so its name alone does not say. Empty where the
-        kernel is no operator of PyTorch's, or attention falls apart into plain products.
+        A back end may choose between kernels by device, precision and size, so its name alone does not say. Empty where
+        the kernel is no operator of PyTorch's, or attention falls apart into plain products.
         """
-        with profile(
-            activities=[ProfilerActivity.CPU]
-        ) as recorded:  # operators are recorded on the host, for a GPU too
+        with _OperatorNames() as operators:
             next(self.chunks())
-        names = {event.key for event in recorded.key_averages()}
-        chooser = "aten::scaled_dot_product_attention"
-        return sorted(name for name in names if ("attention" in name or "attn" in name) and name != chooser)
+        return sorted(name for name in operators.names if "attention" in name or "attn" in name)
 
     def latents(self) -> Tensor:
         """Random latents of one chunk [B,C,f,h,w]: decoding takes them as well as sampled ones."""

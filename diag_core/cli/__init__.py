@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     module: Any = None
     try:
         for name, summary in COMMANDS.items():
-            command = commands.add_parser(name, help=summary, allow_abbrev=False)
+            command = commands.add_parser(name, help=summary, allow_abbrev=False, usage="%(prog)s [options]")
             if name == chosen:
                 module = importlib.import_module(f".{name}", __package__)
                 command.description = module.__doc__

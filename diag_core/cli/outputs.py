@@ -46,7 +46,7 @@ def output_paths(out: str | None, requests: Sequence[VideoRequest], *, overwrite
 def _free(path: Path, taken: Sequence[Path], overwrite: bool) -> Path:
     """`path`, or the first of `path`-2, -3, .. that nothing bears, not even an unfinished video."""
     candidate, number = path, 1
-    while candidate in taken or not overwrite and (candidate.exists() or part_path(candidate).exists()):
+    while candidate in taken or (not overwrite and (candidate.exists() or part_path(candidate).exists())):
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate

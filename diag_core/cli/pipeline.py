@@ -70,9 +70,10 @@ def make_video(
     Args:
         embeddings: of all `request.prompts()`.
         initial_latents: `request.given_frames` of them.
-        recording: filled as the video grows; one that holds latents already is gone on with, and the file begins with them.
-        report: called after every forward and every chunk written. What it raises ends the video, whose frames so far stay
-            in `part_path(out)`.
+        recording: filled as the video grows. One that holds latents already is gone on with, and the file begins with
+            them.
+        report: called after every forward and every chunk written. What it raises ends the video, whose frames so far
+            stay in `part_path(out)`.
 
     Raises:
         ValueError, OSError: as `stream_chunks` and `Mp4Writer`.

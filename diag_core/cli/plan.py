@@ -119,7 +119,7 @@ def _vae(path: Path | None, checkpoint: Path) -> Path:
     beside = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "vae.safetensors"
     if path is None and not beside.is_file():
         raise ValueError(
-            f"{beside} is missing: give --vae, the Wan VAE (Wan2.1_VAE.pth, wan_2.1_vae.safetensors) or the tiny taew2_1.pth"
+            f"{beside} is missing: give --vae, the Wan VAE (Wan2.1_VAE.pth, wan_2.1_vae.safetensors) or taew2_1.pth"
         )
     if path is not None and not path.exists():
         raise ValueError(f"--vae {path}: there is no such file")

@@ -17,9 +17,9 @@ class CausalFlowRecipe:
     cache: CacheConfig = field(default_factory=CacheConfig)
     chunk_frames: int = 3
     seed: int = 0
-    image_steps: int = 600
+    image_steps: int = 1400
     """steps on single first frames before the first video"""
-    video_steps: int = 1500
+    video_steps: int = 1100
     """steps that follow, of which every `image_every`-th is on single frames again"""
     image_every: int = 4
     image_batch: int = 256

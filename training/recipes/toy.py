@@ -25,7 +25,7 @@ class ToyRecipe:
     flow: CausalFlowRecipe = field(default_factory=CausalFlowRecipe)
     settings: CheckpointSettings = field(
         default_factory=lambda: CheckpointSettings(
-            schedule="12", shift=3.0, kv_noise=25.0, reuse_last_step=False, step="euler", cfg=3.0, text_encoder="demo",
+            schedule="20", shift=3.0, kv_noise=25.0, reuse_last_step=False, step="euler", cfg=3.5, text_encoder="demo",
             title="moving digits", license="Apache-2.0",
         )
     )  # fmt: skip

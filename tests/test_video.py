@@ -1,0 +1,189 @@
+"""MP4 files as players see them, what is left of an unfinished one, and images in and out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from torch import Tensor
+
+from diag_core.video import Mp4Writer, fit_image, frame_strip, part_path, read_image, to_uint8, write_png
+
+ROOT = Path(__file__).parent.parent
+
+
+def colours(frames: int, height: int = 32, width: int = 48) -> Tensor:
+    """Pixels [1,3,T,H,W]: frame t is one colour that only it has."""
+    t = torch.arange(frames) / max(1, frames - 1)
+    colour_3T = torch.stack([2 * t - 1, 1 - 2 * t, torch.full_like(t, 0.2)])
+    return colour_3T[None, :, :, None, None].expand(1, 3, frames, height, width)
+
+
+def decode(path: Path) -> Tensor:
+    with av.open(str(path)) as container:
+        return torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)])
+
+
+def test_pixels_are_clamped_and_rounded():
+    pixels = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0]).reshape(1, 1, 1, 1, 6).expand(1, 3, 1, 1, 6)
+    assert to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 128, 191, 255, 255]
+    assert to_uint8(pixels.bfloat16()).shape == (1, 1, 6, 3)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [torch.zeros(2, 3, 1, 4, 4), torch.zeros(3, 1, 4, 4), torch.zeros(1, 3, 1, 4, 4, dtype=torch.int64),
+     torch.zeros(1, 4, 4, 4, dtype=torch.uint8)],
+)  # fmt: skip
+def test_other_pixels_are_refused(pixels: Tensor):
+    with pytest.raises(ValueError, match="pixels must be"):
+        to_uint8(pixels)
+
+
+def test_a_player_sees_what_was_written(tmp_path: Path):
+    path, pixels = tmp_path / "a.mp4", colours(21)
+    with Mp4Writer(path, 12.5, 48, 32, metadata={"title": "a red 3", "prompt": "é 3", "seed": 7}) as writer:
+        for part in (pixels[:, :, :9], pixels[:, :, 9:]):
+            writer.write(part)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.frames) == (48, 32, 21)  # known without decoding: no longer fragmented
+        assert float(stream.average_rate) == 12.5
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        assert container.metadata["title"] == "a red 3"
+        assert json.loads(container.metadata["comment"]) == {"prompt": "é 3", "seed": 7}
+        assert [f.time for f in container.decode(video=0)] == [i / 12.5 for i in range(21)]
+    assert (decode(path).int() - to_uint8(pixels).int()).abs().max() <= 4
+    assert not part_path(path).exists()
+
+
+def test_pieces_make_the_same_video_as_the_whole(tmp_path: Path):
+    pixels = colours(10)
+    for name, sizes in (("whole.mp4", [10]), ("pieces.mp4", [1, 4, 5])):
+        with Mp4Writer(tmp_path / name, 16, 48, 32) as writer:
+            for part in pixels.split(sizes, dim=2):
+                writer.write(to_uint8(part) if name == "pieces.mp4" else part)
+    assert torch.equal(decode(tmp_path / "whole.mp4"), decode(tmp_path / "pieces.mp4"))
+
+
+def test_an_unfinished_video_never_bears_the_final_name(tmp_path: Path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"an older video")
+    with pytest.raises(KeyboardInterrupt), Mp4Writer(path, 16, 48, 32) as writer:
+        writer.write(colours(9))
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"an older video"
+    assert part_path(path).name == "a.part.mp4"
+    assert len(decode(part_path(path))) == 9
+
+
+def test_a_killed_process_leaves_what_it_wrote(tmp_path: Path):
+    code = f"""
+import os, torch
+from diag_core.video import Mp4Writer
+writer = Mp4Writer({str(tmp_path / "a.mp4")!r}, 16, 48, 32, metadata={{"seed": 3}})
+writer.write(torch.zeros(1, 3, 12, 32, 48))
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 9
+    assert os.listdir(tmp_path) == ["a.part.mp4"]
+    assert len(decode(tmp_path / "a.part.mp4")) >= 11  # the muxer holds one frame back
+    with av.open(str(tmp_path / "a.part.mp4")) as container:
+        assert json.loads(container.metadata["comment"]) == {"seed": 3}
+
+
+def test_without_frames_nothing_is_left(tmp_path: Path):
+    with pytest.raises(ValueError, match="no frames"), Mp4Writer(tmp_path / "a.mp4", 16, 48, 32):
+        pass
+    with pytest.raises(RuntimeError), Mp4Writer(tmp_path / "a.mp4", 16, 48, 32):
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "width", "height", "said"),
+    [
+        ("a.mp4", 16, 47, 32, "width must be even.* got 47"),
+        ("a.mp4", 16, 48, 33, "height must be even.* got 33"),
+        ("a.mp4", 16, 0, 32, "width must be even"),
+        ("a.mp4", 0, 48, 32, "fps must be above 0"),
+        ("a.mp4", float("nan"), 48, 32, "fps must be above 0"),
+        ("a.gif", 16, 48, 32, "ends in .mp4"),
+    ],
+)
+def test_videos_that_cannot_be_are_refused(tmp_path: Path, name: str, fps: float, width: int, height: int, said: str):
+    with pytest.raises(ValueError, match=said):
+        Mp4Writer(tmp_path / name, fps, width, height)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(OSError, match=r"absent/a\.part\.mp4: it cannot be written"):
+        Mp4Writer(tmp_path / "absent" / "a.mp4", 16, 48, 32)
+
+
+def test_frames_of_another_size_are_refused_and_the_video_goes_on(tmp_path: Path):
+    with Mp4Writer(tmp_path / "a.mp4", 16, 48, 32) as writer:
+        writer.write(colours(2))
+        with pytest.raises(ValueError, match="frames are 64x32, the video is 48x32"):
+            writer.write(colours(2, width=64))
+        writer.write(colours(1))
+    assert len(decode(tmp_path / "a.mp4")) == 3
+
+
+def test_a_png_comes_back_as_it_was(tmp_path: Path):
+    image = torch.randint(0, 256, (5, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_png(tmp_path / "a.png", image)
+    assert torch.equal(read_image(tmp_path / "a.png"), image)
+    assert os.listdir(tmp_path) == ["a.png"]
+    with pytest.raises(ValueError, match="an image must be"):
+        write_png(tmp_path / "b.png", image.float())
+
+
+def test_a_jpeg_is_read(tmp_path: Path):
+    with av.open(str(tmp_path / "a.jpg"), "w", format="image2") as container:
+        stream = container.add_stream("mjpeg", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuvj420p"
+        colour = torch.tensor([200, 30, 60], dtype=torch.uint8)
+        frame = av.VideoFrame.from_ndarray(colour.expand(16, 32, 3).contiguous().numpy(), format="rgb24")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    image = read_image(tmp_path / "a.jpg")
+    assert image.shape == (16, 32, 3)
+    assert (image.int() - colour.int()).abs().max() <= 10
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n cut short"])
+def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.png: it cannot be read as an image"):
+        read_image(tmp_path / "a.png")
+
+
+def test_an_image_covers_the_size_and_loses_its_edges():
+    image = torch.zeros(32, 96, 3, dtype=torch.uint8)
+    image[:, 32:64] = 255  # the middle third, and all that a square keeps
+    pixels = fit_image(image, 16, 16)
+    assert pixels.shape == (1, 3, 1, 16, 16)
+    assert pixels[..., 2:-2].min() > 0.98
+    assert -1 <= pixels.min() and pixels.max() <= 1
+    assert torch.equal(to_uint8(fit_image(image, 96, 32))[0], image)
+
+
+def test_a_strip_shows_first_and_last_frame():
+    pixels = to_uint8(colours(9))
+    strip = frame_strip(pixels, 3, gap=4)
+    assert strip.shape == (32, 3 * 48 + 2 * 4, 3)
+    for i, frame in enumerate((0, 4, 8)):
+        assert torch.equal(strip[:, i * 52 : i * 52 + 48], pixels[frame])
+    assert strip[:, 48:52].min() == 255
+    assert torch.equal(frame_strip(pixels, 1), pixels[0])
+    with pytest.raises(ValueError, match="a strip of 10 frames"):
+        frame_strip(pixels, 10)
