@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .safetensors_file import replacing
 
+MAX_FPS = 1000
 _BT709 = 1  # FFmpeg's number for it as colour space, primaries and transfer
 _LIMITED_RANGE = 1
 _CRF = 17  # constant quality of x264; hard to tell from the original
@@ -87,8 +88,8 @@ class Mp4Writer:
         if self.path.suffix.lower() != ".mp4":
             raise ValueError(f"{self.path}: give the video a name that ends in .mp4")
         check_video_size(width, height)
-        if not 0 < fps <= 1000:
-            raise ValueError(f"fps must be above 0 and at most 1000, got {fps}")
+        if not 0 < fps <= MAX_FPS:
+            raise ValueError(f"fps must be above 0 and at most {MAX_FPS}, got {fps}")
         self._av = _import_av()
         with self._naming():
             self._container = self._av.open(

@@ -29,11 +29,6 @@ def run_as_module(block: Any, x: Tensor, **inputs: Any) -> Tensor:
     return block(x, **inputs)
 
 
-def embed_text(model: Any, context: Tensor, dtype: torch.dtype) -> Tensor:
-    """Prompt embeddings [B,L,text_dim] -> [B,max(L,text_len),D]."""
-    return model.text_embedding(pad_text(context, model.text_len).to(dtype))
-
-
 def forward_impl(
     model: Any,
     latents: Tensor,
@@ -46,22 +41,32 @@ def forward_impl(
     attend: Attention,
     mask: Tensor | None = None,
     frame_positions: tuple[int, ...] | None = None,
+    dtype: torch.dtype | None = None,
+    text_len: int | None = None,
 ) -> Tensor:
-    """The forward of `WanDiT`, over any model of Wan's shape (ours, or ComfyUI's stock one); arguments as there."""
+    """The forward of `WanDiT`, over any model of Wan's shape (ours, or ComfyUI's stock one); arguments as there.
+
+    Args:
+        dtype: what to compute in, where the patch embedding's does not tell: ComfyUI keeps that one in float32.
+        text_len: length to pad prompts to; ComfyUI's model knows 512 only, whatever the checkpoint was trained with.
+    """
     frames, rows, columns = latents.shape[2] // PATCH[0], latents.shape[3] // PATCH[1], latents.shape[4] // PATCH[2]
     positions = frame_positions or tuple(range(start_frame, start_frame + frames))
     patch = model.patch_embedding
-    x = patch(latents.to(patch.weight.dtype)).flatten(2).transpose(1, 2)
+    dtype = dtype or patch.weight.dtype
+    x = patch(latents.to(patch.weight.dtype)).to(dtype).flatten(2).transpose(1, 2)
     head_dim = x.shape[-1] // model.num_heads
 
-    time = model.time_embedding(sinusoids(timestep, model.freq_dim).to(patch.weight.dtype))
+    time = model.time_embedding(sinusoids(timestep, model.freq_dim).to(dtype))
     time = time.unsqueeze(1) if timestep.dim() == 1 else time  # [B,1,D] or [B,F,D]
     modulation = model.time_projection(time).unflatten(-1, (6, -1))
 
     keys = cache if isinstance(cache, KVCache) else None  # a snapshot keeps nothing: its forward has gradients
-    text = embed_text(model, context, patch.weight.dtype) if keys is None or keys.text is None else keys.text
-    if keys is not None:
-        keys.text = text
+    text = None if keys is None else keys.text
+    if text is None:
+        text = model.text_embedding(pad_text(context, text_len or model.text_len).to(dtype))
+        if keys is not None:
+            keys.text = text
     if cache is not None:
         cache.place(start_frame, frames)
     turn = rotation(positions, rows, columns, head_dim, x.device)

@@ -139,6 +139,31 @@ def test_the_forward_runs_over_a_model_that_is_not_ours():
     assert calls == list(model.blocks)
 
 
+def test_a_float32_patch_embedding_does_not_decide_what_is_computed_in():
+    """ComfyUI's stock model keeps its patch embedding in float32 beside bf16 blocks."""
+    model = small_model()
+    latents, t, context = inputs()
+    with torch.no_grad():
+        exact = model(latents, t, context)
+        model.to(torch.bfloat16).patch_embedding.float()
+        mixed = forward_impl(
+            model, latents, t, context, run_block=block_forward, attend=attention_backend(), dtype=torch.bfloat16
+        )
+    assert (exact - mixed).norm() / exact.norm() < 0.03
+
+
+def test_prompts_are_padded_to_the_length_asked_for():
+    model = small_model()
+    latents, t, context = inputs()
+    with torch.no_grad():
+        run = lambda c, n: forward_impl(  # noqa: E731
+            model, latents, t, c, run_block=block_forward, attend=attention_backend(), text_len=n
+        )
+        padded = torch.nn.functional.pad(context, (0, 0, 0, 4))
+        assert torch.equal(run(context, 9), run(padded, 9))
+        assert not torch.allclose(run(context, 9), run(context, 5), atol=1e-4)
+
+
 def _sharded(rank: int, port: int, checkpointing: bool) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)

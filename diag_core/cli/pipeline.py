@@ -89,41 +89,46 @@ def make_video(
     height, width = latent_size(request.height, request.width)
     metadata = {"title": request.prompt_text(), **request.to_dict()}
 
+    written = 0
+
+    def progress(forward: Forward | None = None) -> Progress:
+        return Progress(written, request.pixel_frames, time.perf_counter() - start, first, forward)
+
+    # Checks its arguments, and those against a state, before a file is begun.
+    stream = stream_chunks(
+        model,
+        timeline,
+        request.settings.diagonal_schedule(),
+        noise=SeededNoise(request.seed),
+        num_latent_frames=request.latent_frames,
+        height=height,
+        width=width,
+        cache=request.cache(),
+        policy=request.policy(),
+        chunk_frames=request.chunk_frames,
+        initial_latents=initial_latents,
+        step=request.settings.step,
+        cfg=request.settings.cfg,
+        negative=embeddings[request.settings.negative_prompt].to(model.device) if request.guided else None,
+        switch=request.switch,
+        state=None if recording is None else recording.state,
+        on_forward=lambda forward: report(progress(forward)),
+    )
+
+    def pieces() -> Iterator[Tensor]:
+        if earlier is not None:
+            yield earlier.to(model.device)
+        for chunk in stream:
+            if recording is not None:
+                recording.latents.append(chunk.latents.cpu())
+            yield chunk.latents
+
     with Mp4Writer(out, request.fps, request.width, request.height, metadata=metadata) as writer:
-
-        def progress(forward: Forward | None = None) -> Progress:
-            return Progress(writer.frames, request.pixel_frames, time.perf_counter() - start, first, forward)
-
-        def chunks() -> Iterator[Tensor]:
-            if earlier is not None:
-                yield earlier.to(model.device)
-            for chunk in stream_chunks(
-                model,
-                timeline,
-                request.settings.diagonal_schedule(),
-                noise=SeededNoise(request.seed),
-                num_latent_frames=request.latent_frames,
-                height=height,
-                width=width,
-                cache=request.cache(),
-                policy=request.policy(),
-                chunk_frames=request.chunk_frames,
-                initial_latents=initial_latents,
-                step=request.settings.step,
-                cfg=request.settings.cfg,
-                negative=embeddings[request.settings.negative_prompt].to(model.device) if request.guided else None,
-                switch=request.switch,
-                state=None if recording is None else recording.state,
-                on_forward=lambda forward: report(progress(forward)),
-            ):
-                if recording is not None:
-                    recording.latents.append(chunk.latents.cpu())
-                yield chunk.latents
-
-        for latents in _by_span(chunks(), [span.length for span in request.spans()]):
-            frames = to_uint8(decoder.push(latents))[: request.pixel_frames - writer.frames].cpu()
+        for latents in _by_span(pieces(), [span.length for span in request.spans()]):
+            frames = to_uint8(decoder.push(latents))[: request.pixel_frames - written].cpu()
             first = first or time.perf_counter() - start
             writer.write(frames)
+            written = writer.frames
             report(progress())
     return progress()
 

@@ -83,8 +83,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
         outputs=tuple(outputs),
         sources=resolved.sources,
         checkpoint=checkpoint,
-        vae=_vae(options.vae, checkpoint),
         text_encoder=_text_encoder(options.text_encoder, resolved.settings),
+        vae=_vae(options.vae, checkpoint),
         embedding_cache=options.embedding_cache,
         lora=options.lora,
         lora_strength=options.lora_strength,
@@ -174,7 +174,7 @@ def _requests(
     options: argparse.Namespace, settings: CheckpointSettings, before: VideoRequest | None
 ) -> list[VideoRequest]:
     """One for each prompt and seed."""
-    fps = options.fps or (before.fps if before else DEFAULT_FPS)
+    fps = _first_of(options.fps, before.fps if before else DEFAULT_FPS)
     width, height = options.size or ((before.width, before.height) if before else _SIZES[settings.text_encoder])
     timelines = _timelines(options, fps, settings.chunk_frames)
     if before and not timelines:

@@ -14,7 +14,7 @@ from ..geometry import Span, chunk_spans, latent_frames, latent_size
 from ..settings import CheckpointSettings
 from ..timeline import Timeline
 from ..timeline_text import TimelineEntry
-from ..video import check_video_size
+from ..video import MAX_FPS, check_video_size
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class VideoRequest:
     switch: SwitchPolicy = dataclasses.field(default_factory=SwitchPolicy)
 
     def __post_init__(self) -> None:
+        if not 0 < self.fps <= MAX_FPS:
+            raise ValueError(f"fps must be above 0 and at most {MAX_FPS}, got {self.fps:g}")
         latent_size(self.height, self.width)
         check_video_size(self.width, self.height)
         if not self.settings.causal and (len(self.entries) > 1 or self.given_frames):

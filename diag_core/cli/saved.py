@@ -17,7 +17,7 @@ from ..safetensors_file import FormatError, SafetensorsFile, TensorSpec, write_s
 from ..state import SamplerState
 from .request import VideoRequest
 
-_FORMAT = "diagdistill-video-1"
+_KEY = "diagdistill-video-1"  # of the metadata entry; a later format has another
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Recording:
         """Write both files, each whole or not at all. OSError when they cannot be written."""
         latents = self.joined()
         assert latents is not None, "nothing was sampled"
-        metadata = {"format": _FORMAT, "request": json.dumps(request.to_dict())}
+        metadata = {_KEY: json.dumps(request.to_dict())}
         spec = TensorSpec(tuple(latents.shape), latents.dtype)
         # Latents first: should the second file fail, the older state still finds all it needs here.
         write_safetensors(latents_path(path), {"latents": spec}, lambda _: latents, metadata)
@@ -68,9 +68,10 @@ def read_request(path: Path) -> VideoRequest:
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such saved video (--save-state writes one)")
+    content = _open(path).metadata[_KEY]
     try:
-        return VideoRequest.from_dict(json.loads(_open(path).metadata["request"]))
-    except (ValueError, KeyError, RecursionError) as error:
+        return VideoRequest.from_dict(json.loads(content))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{latents_path(path)}: it cannot be read ({error})") from error
 
 
@@ -82,6 +83,6 @@ def _open(path: Path) -> SafetensorsFile:
         raise ValueError(f"{beside} is missing: a saved video is that file and {path.name}, side by side") from None
     except FormatError as error:
         raise ValueError(f"{beside}: {error}") from error
-    if file.metadata.get("format") != _FORMAT:
+    if _KEY not in file.metadata:
         raise ValueError(f"{beside} was not written by --save-state")
     return file

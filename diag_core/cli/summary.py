@@ -44,7 +44,7 @@ def _video(request: VideoRequest) -> str:
         f"chunk{'s' * (chunks != 1)}"
     )
     if request.given_frames:
-        text += f", the first {first_pixel_frame_of(request.given_frames)} pixel frames given"
+        text += f", {first_pixel_frame_of(request.given_frames)} of the pixel frames given"
     return text
 
 

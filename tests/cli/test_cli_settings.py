@@ -34,7 +34,11 @@ def test_then_the_options():
     assert (resolved.settings.kv_noise, resolved.settings.window_frames) == (50.0, None)
     assert resolved.settings.schedule == PRESETS["longlive"].schedule
     sources = resolved.sources
-    assert (sources["kv_noise"], sources["window_frames"], sources["schedule"]) == ("--kv-noise", "--window", "preset longlive")
+    assert (sources["kv_noise"], sources["window_frames"], sources["schedule"]) == (
+        "--kv-noise",
+        "--window",
+        "preset longlive",
+    )
 
 
 def test_a_checkpoint_that_says_nothing_needs_a_preset_or_a_schedule():
@@ -91,8 +95,19 @@ def test_options_are_taken_or_refused_with_a_reason(options, preset, stored):
         assert resolved.sources[field] == OPTIONS[field]
 
 
+SWITCH_AT_5 = (TimelineEntry(0, "a", "0s"), TimelineEntry(5, "b", "5lf"))
+
+
 def request(**changes) -> VideoRequest:
-    values = dict(entries=(TimelineEntry(0, "a; b", "0s"),), settings=SETTINGS, seed=3, width=48, height=32, fps=16.0, pixel_frames=41)
+    values = dict(
+        entries=(TimelineEntry(0, "a; b", "0s"),),
+        settings=SETTINGS,
+        seed=3,
+        width=48,
+        height=32,
+        fps=16.0,
+        pixel_frames=41,
+    )
     return VideoRequest(**(values | changes))
 
 
@@ -106,7 +121,9 @@ def test_a_request_survives_json():
     assert VideoRequest.from_dict(json.loads(json.dumps(full.to_dict()))) == full
 
 
-@pytest.mark.parametrize("values", [None, {}, {"entries": []}, {**request().to_dict(), "extra": 1}, {**request().to_dict(), "entries": 3}])
+@pytest.mark.parametrize(
+    "values", [None, {}, {"entries": []}, {**request().to_dict(), "extra": 1}, {**request().to_dict(), "entries": 3}]
+)
 def test_what_is_no_request_is_refused(values):
     with pytest.raises(ValueError):
         VideoRequest.from_dict(values)
@@ -120,7 +137,7 @@ def test_what_is_no_request_is_refused(values):
         ({"settings": dataclasses.replace(SETTINGS, kv_noise=100.0, reuse_last_step=True)}, (5, 3)),
         ({"given_frames": 1}, (5, 5)),  # spans of 1, 3, 3, 3, 3
         ({"given_frames": 3}, (4, 4)),
-        ({"settings": dataclasses.replace(SETTINGS, schedule="21 @ 4"), "entries": (TimelineEntry(0, "a", "0s"), TimelineEntry(5, "b", "5lf"))}, (8, 4)),
+        ({"settings": dataclasses.replace(SETTINGS, schedule="21 @ 4"), "entries": SWITCH_AT_5}, (8, 4)),
         ({"settings": dataclasses.replace(PRESETS["wan"])}, (50, 0)),
     ],
 )  # fmt: skip

@@ -14,6 +14,7 @@ from tiny_models import SETTINGS, decode, random_dit, random_vae, written
 
 from diag_core import SeededNoise
 from diag_core import generate as sample
+from diag_core.attention import sdpa
 from diag_core.cli import models as cli_models
 from diag_core.demo_text import DemoTextEncoder
 from diag_core.vae import WanVAE
@@ -97,7 +98,10 @@ def test_many_prompts_and_seeds_make_numbered_videos(generate):
 def test_videos_are_named_after_prompt_and_seed(generate):
     assert generate("--prompt", "A red 3, moves right!", "--seed", 6).code == 0
     assert generate("--prompt", "A red 3, moves right!", "--seed", 6, "--out", "outputs/").code == 0
-    assert sorted(p.name for p in Path("outputs").iterdir()) == ["a-red-3-moves-right-6-2.mp4", "a-red-3-moves-right-6.mp4"]
+    assert sorted(p.name for p in Path("outputs").iterdir()) == [
+        "a-red-3-moves-right-6-2.mp4",
+        "a-red-3-moves-right-6.mp4",
+    ]
 
 
 def test_nothing_is_overwritten_unless_asked(generate):
@@ -144,12 +148,12 @@ def test_an_image_begins_the_video(generate):
     pixels = image.permute(2, 0, 1)[None, :, None] / 127.5 - 1
     result = generate("--prompt", "a 1", "--image", "i.png", "--out", "frame.mp4", "--frames", 21)
     assert result.code == 0, result.err
-    assert "the first 1 pixel frames given" in result.out
+    assert "1 of the pixel frames given" in result.out
     assert "note: the first given latent frame stands alone" in result.err  # the sampler's warning, as a line
     assert torch.equal(decode("frame.mp4")[:1], written("expected.mp4", vae.decode(vae.encode(pixels))))
 
     result = generate("--prompt", "a 1", "--image", "i.png", "--image-mode", "repeat", "--out", "r.mp4", "--frames", 21)
-    assert "the first 9 pixel frames given" in result.out
+    assert "9 of the pixel frames given" in result.out
     assert "note" not in result.err
     repeated = pixels.expand(-1, -1, 9, -1, -1)
     assert torch.equal(decode("r.mp4")[:9], written("expected.mp4", vae.decode(vae.encode(repeated))))
@@ -258,6 +262,19 @@ def test_a_lora_changes_the_video_by_its_strength(generate):
     assert torch.equal(none, zero)
     assert not torch.equal(none, whole)
     assert not torch.equal(half, whole)
+
+
+def test_the_attention_back_end_is_the_one_asked_for(generate, monkeypatch):
+    asked, used = [], []
+
+    def backend(name: str):
+        asked.append(name)
+        return lambda *arguments: (used.append(1), sdpa(*arguments))[1]
+
+    monkeypatch.setattr(cli_models, "attention_backend", backend)
+    assert generate("--prompt", "a 1", "--attention", "sdpa").code == 0
+    assert asked == ["sdpa"]
+    assert used
 
 
 def test_bfloat16(generate):

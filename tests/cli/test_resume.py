@@ -52,7 +52,9 @@ def test_going_on_twice_in_the_same_file(generate, whole):
 
 def test_a_video_is_gone_on_with_as_it_began(generate):
     """Size, rate, timeline, image and sampling options need not be given again."""
-    write_png("i.png", torch.randint(0, 256, (32, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)))
+    write_png(
+        "i.png", torch.randint(0, 256, (32, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    )
     options = ("--timeline", "0c: a 1; 2c: a 2", "--size", "48x32", "--fps", 10, "--image", "i.png", "--image-mode",
                "repeat", "--kv-noise", 50, "--blend-chunks", 2, "--recache-sink", "--seed", 3)  # fmt: skip
     assert generate(*options, "--frames", 57, "--out", "whole.mp4").code == 0
@@ -156,6 +158,13 @@ def test_ctrl_c_ends_all_videos(generate, monkeypatch):
     result = generate("--prompt", "a 1", "--prompt", "a 2", "--frames", 21, "--out", "a.mp4")
     assert result.code == 130
     assert [path.name for path in Path().iterdir()] == ["a-1.part.mp4"]
+
+
+def test_ctrl_c_waits_for_the_next_check():
+    with deferred_interrupt() as check:
+        signal.raise_signal(signal.SIGINT)  # raises nothing here: in the midst of a forward, say
+        with pytest.raises(KeyboardInterrupt):
+            check()
 
 
 def test_a_second_ctrl_c_does_not_wait():

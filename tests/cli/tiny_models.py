@@ -15,7 +15,14 @@ from diag_core.vae import TinyVAE, TinyVAEConfig
 from diag_core.video import Mp4Writer
 
 SETTINGS = CheckpointSettings(
-    schedule="21", shift=3.0, kv_noise=25.0, reuse_last_step=False, step="euler", cfg=2.0, text_encoder="demo", title="tiny"
+    schedule="21",
+    shift=3.0,
+    kv_noise=25.0,
+    reuse_last_step=False,
+    step="euler",
+    cfg=2.0,
+    text_encoder="demo",
+    title="tiny",
 )
 
 

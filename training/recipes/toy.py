@@ -23,6 +23,16 @@ class ToyRecipe:
     image_shards: int = 15
     images_a_shard: int = 10_000
     flow: CausalFlowRecipe = field(default_factory=CausalFlowRecipe)
+    """single frames, then videos in large batches: what a digit looks like"""
+    flow_steps: int = 1800
+    """steps of `flow` that are run; its average then goes on with `motion`"""
+    motion: CausalFlowRecipe = field(
+        default_factory=lambda: CausalFlowRecipe(
+            seed=1, image_steps=0, video_steps=2400, image_every=10, image_batch=96, video_batch=12, warmup_steps=50,
+            cooldown=0.4, ema=0.998, save_every=100,
+        )
+    )  # fmt: skip
+    """many steps on small batches of videos: how it moves"""
     settings: CheckpointSettings = field(
         default_factory=lambda: CheckpointSettings(
             schedule="20", shift=3.0, kv_noise=25.0, reuse_last_step=False, step="euler", cfg=3.5, text_encoder="demo",
@@ -38,7 +48,8 @@ class ToyRecipe:
             self,
             autoencoder=replace(self.autoencoder, seed=seed),
             classifier=replace(self.classifier, seed=seed),
-            flow=replace(self.flow, seed=seed),
+            flow=replace(self.flow, seed=2 * seed),
+            motion=replace(self.motion, seed=2 * seed + 1),
         )
 
 
@@ -63,6 +74,13 @@ def toy_smoke() -> ToyRecipe:
             image_batch=4,
             video_batch=2,
             save_every=1,
+        ),
+        flow_steps=3,
+        motion=CausalFlowRecipe(
+            model=WanConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=1, text_len=32),
+            image_steps=0,
+            video_steps=1,
+            video_batch=2,
         ),
         settings=replace(ToyRecipe().settings, schedule="1"),
         evaluation_prompts=2,

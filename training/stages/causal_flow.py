@@ -68,6 +68,7 @@ def train(
     encode: Callable[[list[str]], Tensor],
     folder: Path,
     *,
+    initial: dict[str, Tensor] | None = None,
     stop_after: int | None = None,
 ) -> dict[str, Tensor]:
     """Trains, resuming from `folder` if it holds a state of the same recipe; returns the averaged weights.
@@ -77,7 +78,8 @@ def train(
 
     Args:
         encode: prompts -> [B,L,text_dim].
-        stop_after: end early after this step, for tests.
+        initial: weights to begin with, of an earlier run; random ones when left out.
+        stop_after: end after this step, before the recipe does.
 
     Raises:
         ValueError: `folder` holds the state of another recipe.
@@ -86,7 +88,10 @@ def train(
     fingerprint = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
     torch.manual_seed(recipe.seed)
     model = WanDiT(recipe.model)
-    torch.nn.init.zeros_(model.head.head.weight)
+    if initial is None:
+        torch.nn.init.zeros_(model.head.head.weight)
+    else:
+        model.load_state_dict(initial)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
     )

@@ -57,7 +57,9 @@ def run(recipe: ToyRecipe, folder: Path) -> dict[str, Any]:
             make_shard(kind, number, folder=latents, vae=vae, seed=recipe.flow.seed, size=size)
             log.info("latents: %s, shard %d of %d", kind, number + 1, shards)
     encoder = DemoTextEncoder(recipe.flow.model.text_len, recipe.flow.model.text_dim)
-    weights = causal_flow.train(recipe.flow, load_latents(latents), encoder.encode, folder / "flow")
+    data = load_latents(latents)
+    weights = causal_flow.train(recipe.flow, data, encoder.encode, folder / "flow", stop_after=recipe.flow_steps)
+    weights = causal_flow.train(recipe.motion, data, encoder.encode, folder / "motion", initial=weights)
     save_dit(folder / "dit.safetensors", weights, recipe.flow.model, recipe.settings, dtype=torch.bfloat16)
     return evaluate(
         folder, prompts=recipe.evaluation_prompts, seeds=recipe.evaluation_seeds, report=folder / "scores.json"
