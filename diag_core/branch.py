@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .config import ContextPolicy, SwitchPolicy, WanConfig
 from .denoising import commit_chunk
-from .kv_cache import KVCache
+from .kv_cache import ALL_STALE, RING_STALE, KVCache
 from .noise_schedule import add_noise
 from .state import Finished
 from .timeline import Conditioning, Timeline
@@ -62,7 +62,6 @@ class Branch:
         self.policy, self.switch = replace(policy, reuse_last_step=False), switch
         self.context_noise, self.on_recache = context_noise, on_recache
         self.now: Conditioning | None = None
-        cache.drop_text()  # it may be of another timeline
 
     def flow(self, x: Tensor, sigma: float, start_frame: int) -> Tensor:
         """x [B,C,f,H,W] at `sigma` -> flow; the cache holds these latent frames' keys and values afterwards."""
@@ -79,24 +78,25 @@ class Branch:
         before, self.now = self.now, self.timeline.at(start_frame, chunk_frames)
         if before is None or before.key != self.now.key:
             self.cache.drop_text()
-        if self.now.recache and history and self.switch.recache != "off":
-            self._recache(history)
+        wanted = self.now.recache and self.switch.recache != "off"
+        if history and (wanted or self.cache.stale):
+            # An interrupted one is made good here, whatever prompt goes on: all follows from the history.
+            sink = self.switch.sink or self.cache.stale == ALL_STALE
+            self.cache.stale = ALL_STALE if sink else RING_STALE
+            self._recache(history, sink=sink)
         return self.now
 
-    def _recache(self, history: Sequence[Finished]) -> None:
-        """Commits the window anew under the present prompt.
-
-        All follows from the history, nothing from the cache's contents: interrupted, it can be done again.
-        """
+    def _recache(self, history: Sequence[Finished], *, sink: bool) -> None:
+        """Commits the window, and the sink if asked, anew under the present prompt."""
         cache = self.cache
         sink_end = cache.origin + cache.sink
         in_ring = max(sink_end, history[-1].end_frame - cache.ring)  # its oldest latent frame
         window = [f for f in history if f.end_frame > in_ring]
         begin = max(window[0].start_frame, sink_end) if window else sink_end
-        if self.switch.sink and cache.sink:
+        if sink and cache.sink:
             in_sink = [f for f in history if f.start_frame < sink_end]
             cache.rewind(cache.origin)
-            if self.switch.recache == "chunks" and begin <= in_sink[-1].end_frame:
+            if self.switch.recache != "joint" and begin <= in_sink[-1].end_frame:
                 # Nothing between sink and window is gone: whole chunks, also one that lies in both.
                 begin, window = cache.origin, list(history)
             else:
@@ -136,7 +136,7 @@ class Branch:
 
 @contextmanager
 def undone_on_error(branches: Sequence[Branch]) -> Iterator[None]:
-    """Leaves the caches as they were before the chunk when it is interrupted."""
+    """Forgets an interrupted chunk: what it wrote lies in slots that nothing before it attends to."""
     try:
         yield
     except BaseException:

@@ -9,6 +9,7 @@ from typing import Any
 from .noise_schedule import sigma_from_schedule_timestep
 
 PATCH = (1, 2, 2)  # latent frames, rows and columns in one token: the same for every Wan 2.1 model
+DEFAULT_KV_NOISE = 100.0  # schedule timestep; Figure 5a of the paper finds it best
 HEAD_DIM = 128  # Wan's convention, by which ComfyUI derives the number of heads
 
 
@@ -86,6 +87,12 @@ class CacheConfig:
     def __post_init__(self) -> None:
         if self.positions not in ("absolute", "relative"):
             raise ValueError(f'CacheConfig.positions must be "absolute" or "relative", got {self.positions!r}')
+        for name in ("window_frames", "sink_frames"):
+            value = getattr(self, name)
+            if not (value is None and name == "window_frames") and (
+                isinstance(value, bool) or not isinstance(value, int)
+            ):
+                raise ValueError(f"CacheConfig.{name} must be a whole number of latent frames, got {value!r}")
         if self.sink_frames < 0:
             raise ValueError(f"CacheConfig.sink_frames must be 0 or more, got {self.sink_frames}")
         if self.window_frames is not None and self.window_frames <= self.sink_frames:
@@ -109,6 +116,8 @@ class CacheConfig:
         branches: int = 1,
     ) -> int:
         """Storage of the self- and cross-attention keys and values, in bytes, before any is allocated.
+
+        Prompts are taken to be `config.text_len` tokens long, as the encoders pad them.
 
         Args:
             tokens_per_frame: tokens of one latent frame (1560 at 832x480).
@@ -139,8 +148,9 @@ class ContextPolicy:
     reuse_last_step: bool
 
     def __post_init__(self) -> None:
-        if self.sigma is not None and not (math.isfinite(self.sigma) and 0.0 <= self.sigma <= 1.0):
-            raise ValueError(f"ContextPolicy: sigma must be from 0 to 1, got {self.sigma}")
+        number = isinstance(self.sigma, (int, float)) and not isinstance(self.sigma, bool)
+        if self.sigma is not None and not (number and 0.0 <= self.sigma <= 1.0):
+            raise ValueError(f"ContextPolicy: sigma must be a number from 0 to 1, got {self.sigma!r}")
 
     @classmethod
     def clean(cls) -> ContextPolicy:

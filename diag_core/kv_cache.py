@@ -21,6 +21,9 @@ from torch import Tensor
 from .config import CacheConfig, WanConfig
 from .rope import rotate, rotation
 
+# Whether a recomputation that was interrupted has left the keys of the ring, or of the sink too, unusable.
+FRESH, RING_STALE, ALL_STALE = 0, 1, 2
+
 
 class KVCache:
     """Self-attention keys and values of one sequence of chunks, and what the prompt alone determines.
@@ -57,17 +60,20 @@ class KVCache:
         self.tokens = rows * columns
         shape = (batch, self.capacity * self.tokens, model.num_heads, model.head_dim)
         layers = range(model.num_layers)
-        # Zeros, not garbage: a slot is never read before it is written, but NaNs would survive a masked kernel.
-        self.k = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.v = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
         self.moves_sink = config.positions == "relative" and self.sink > 0
-        sink_shape = (batch, self.sink * self.tokens, *shape[2:])
-        self.sink_k = [torch.zeros(sink_shape, dtype=dtype, device=device) for _ in layers] if self.moves_sink else []
+        sink_shape = (batch, self.sink * self.tokens if self.moves_sink else 0, *shape[2:])
+        # Storage outlives the call that makes it, which may run in inference mode (ComfyUI) while a later one does not.
+        with torch.inference_mode(False):
+            # Zeros, not garbage: a slot is never read before it is written, but NaNs would survive a masked kernel.
+            self.k = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+            self.v = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+            self.sink_k = [torch.zeros(sink_shape, dtype=dtype, device=device) for _ in layers if self.moves_sink]
         self.text: Tensor | None = None
         self.cross: list[tuple[Tensor, Tensor] | None] = [None] * model.num_layers
         self.origin = 0  # position of the sink's first latent frame
         self.ring_start = self.sink  # latent frame (from the origin) that occupies the ring's first slot
         self.held = 0  # latent frames since the origin that are finished
+        self.stale = FRESH
         self._placed: tuple[int, int] | None = None
         self._sink_at: int | None = None  # latent frame (from the origin) the stored sink keys are rotated to
 
@@ -207,22 +213,24 @@ class KVCache:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and counters from which `load_state_dict` continues after the last finished chunk."""
-        tensors = {f"k.{i}": k for i, k in enumerate(self.k)} | {f"v.{i}": v for i, v in enumerate(self.v)}
+        # Without a window the storage is as long as the video; only what is filled is kept.
+        end = self._visible(self.held) * self.tokens if self.config.window_frames is None else None
+        tensors = {f"{name}.{i}": x[:, :end] for name in ("k", "v") for i, x in enumerate(getattr(self, name))}
         tensors |= {f"sink_k.{i}": k for i, k in enumerate(self.sink_k)}
         counters = {
             "origin": self.origin,
             "ring_start": self.ring_start,
             "held": self.held,
+            "stale": self.stale,
             "sink_at": -1 if self._sink_at is None else self._sink_at,
         }
         return {"tensors": tensors, "counters": counters}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError when the state is of another model, window, batch or video size."""
-        own = self.state_dict()["tensors"]
+        own = {f"{name}.{i}": x for name in ("k", "v", "sink_k") for i, x in enumerate(getattr(self, name))}
         for name, tensor in own.items():
             given = state["tensors"].get(name)
-            # Without a window the storage is as long as the video, and a continuation may be longer.
             grows = self.config.window_frames is None and given is not None and given.shape[1] <= tensor.shape[1]
             if (
                 given is None
@@ -236,6 +244,7 @@ class KVCache:
             tensor[:, : given.shape[1]] = given.to(tensor)
         counters = state["counters"]
         self.origin, self.ring_start, self.held = counters["origin"], counters["ring_start"], counters["held"]
+        self.stale = counters["stale"]
         self._sink_at = None if counters["sink_at"] < 0 else counters["sink_at"]
         self._placed = None
         self.drop_text()

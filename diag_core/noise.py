@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from operator import index
 from typing import Protocol
 
 import torch
@@ -36,8 +37,8 @@ class SeededNoise:
     """
 
     def __init__(self, seed: int | Sequence[int]) -> None:
-        self.seed = seed
-        for value in [seed] if isinstance(seed, int) else seed:
+        self.seed: int | tuple[int, ...] = tuple(map(index, seed)) if isinstance(seed, Sequence) else index(seed)
+        for value in [self.seed] if isinstance(self.seed, int) else self.seed:
             if value < 0:
                 raise ValueError(f"a seed is 0 or more, got {value}")
 

@@ -27,23 +27,36 @@ def axis_pairs(head_dim: int) -> tuple[int, int, int]:
     return head_dim // 2 - 2 * side, side, side
 
 
-@lru_cache(maxsize=16)
+def _unit(angles: Tensor) -> Tensor:
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+
+
+# Cached tensors are plain ones even when first asked for under inference mode: they may be used in training later.
+@lru_cache(maxsize=8)
+def _of_frames(frames: tuple[int, ...], pairs: int, device: torch.device) -> Tensor:
+    """[F, pairs]. A chunk's steps share it; a new chunk sends a few hundred numbers, without waiting for them."""
+    with torch.inference_mode(False):
+        turn = _unit(_axis_angles(torch.tensor(frames), pairs))
+        return turn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else turn.to(device)
+
+
+@lru_cache(maxsize=4)
+def _of_places(height: int, width: int, pairs: int, device: torch.device) -> Tensor:
+    """[height, width, 2 pairs]: the same for every latent frame of a video."""
+    with torch.inference_mode(False):
+        rows = _axis_angles(torch.arange(height), pairs)[:, None].expand(height, width, pairs)
+        columns = _axis_angles(torch.arange(width), pairs)[None, :].expand(height, width, pairs)
+        return _unit(torch.cat((rows, columns), dim=-1)).to(device)
+
+
 def rotation(frames: tuple[int, ...], height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
     """Unit complex numbers [N, 1, D/2] (complex64) that turn the tokens of latent frames at positions `frames`, each of
     `height` x `width` tokens, row-major."""
-    of_frame, of_row, of_column = axis_pairs(head_dim)
+    of_frame, of_side, _ = axis_pairs(head_dim)
     shape = (len(frames), height, width)
-    # Plain tensors even when first asked for under inference mode: a cached table may be used in training later.
-    with torch.inference_mode(False):
-        angles = torch.cat(
-            [
-                _axis_angles(torch.tensor(frames), of_frame)[:, None, None].expand(*shape, of_frame),
-                _axis_angles(torch.arange(height), of_row)[None, :, None].expand(*shape, of_row),
-                _axis_angles(torch.arange(width), of_column)[None, None, :].expand(*shape, of_column),
-            ],
-            dim=-1,
-        ).reshape(-1, 1, head_dim // 2)
-        return torch.polar(torch.ones_like(angles), angles).to(torch.complex64).to(device)
+    frame_part = _of_frames(frames, of_frame, device)[:, None, None].expand(*shape, of_frame)
+    place_part = _of_places(height, width, of_side, device).expand(*shape, 2 * of_side)
+    return torch.cat((frame_part, place_part), dim=-1).view(-1, 1, head_dim // 2)
 
 
 def rotate(x_BNHD: Tensor, turn_N1P: Tensor) -> Tensor:

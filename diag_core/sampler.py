@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from .branch import Branch, CausalModel, undone_on_error
-from .config import CacheConfig, ContextPolicy, SwitchPolicy
+from .config import DEFAULT_KV_NOISE, CacheConfig, ContextPolicy, SwitchPolicy
 from .denoising import STEPS, commit_chunk, denoise_chunk
 from .diagonal_schedule import DiagonalSchedule
 from .geometry import chunk_spans, given_spans, tokens_per_frame
-from .kv_cache import KVCache
+from .kv_cache import FRESH, KVCache
 from .noise import NoiseSource
+from .noise_schedule import sigma_from_schedule_timestep
 from .state import Finished, SamplerState
 from .timeline import Timeline, as_timeline
 
@@ -35,7 +36,7 @@ class Chunk:
         index: number in the schedule; given chunks are -1, -2, ...
         start_frame: latent frame of the whole video it starts at.
         latents: [B,C,f,H,W] float32; the last one is trimmed to the length asked for.
-        steps: denoising steps it took; 0 for given latents.
+        steps: denoising steps it took; 0 for given latents, and for the rest of a chunk that an earlier call trimmed.
     """
 
     index: int
@@ -82,6 +83,8 @@ class _Video:
         return batch, channels, frames, height, width
 
     def _place(self, noise: Tensor) -> Tensor:
+        if self.model.device.type == "cuda" and noise.device.type == "cpu":
+            noise = noise.pin_memory()  # only pinned copies do not wait
         return noise.to(self.model.device, torch.float32, non_blocking=True)
 
     def context_noise(self, finished: Finished) -> Tensor:
@@ -92,7 +95,10 @@ class _Video:
         """Commits latents that were given rather than sampled."""
         with undone_on_error(self.branches):
             self._condition(start_frame)
-            finished = Finished(-1 - number, start_frame, latents, self.schedule.sigmas(self.state.chunk)[-1])
+            # A one-step list ends at pure noise, at which nothing of what is given would be seen.
+            last = self.schedule.sigmas(self.state.chunk)[-1]
+            level = last if last < 1 else sigma_from_schedule_timestep(DEFAULT_KV_NOISE, self.schedule.shift)
+            finished = Finished(-1 - number, start_frame, latents.clone(), level)
             self._commit(finished, replace(self.policy, reuse_last_step=False))  # there was no last step
         self._finish(finished)
         return Chunk(finished.chunk, start_frame, latents, 0)
@@ -123,7 +129,8 @@ class _Video:
                 step=self.step,
                 renoise=lambda i: self._place(self.noise.renoise(chunk, i, shape)),
             )
-            finished = Finished(chunk, start, latents, sigmas[-1])
+            # A copy: whoever is handed the chunk may edit it in place.
+            finished = Finished(chunk, start, latents.clone(), sigmas[-1])
             self._commit(finished, self.policy)
         self._finish(finished)
         self.state.chunk += 1
@@ -147,6 +154,7 @@ class _Video:
         state = self.state
         for branch in self.branches:
             branch.cache.advance()
+            branch.cache.stale = FRESH
         state.history.append(finished)
         state.frame = finished.end_frame
         sink, ring = self.branches[0].cache.held_frames()
@@ -227,6 +235,13 @@ def stream_chunks(
                 "not seen this; repeating the image to fill a chunk may look better",
                 stacklevel=2,
             )
+    if cache.window_frames is not None:
+        for span in spans:
+            if span.length - max(0, cache.sink_frames - span.start) > cache.window_frames - cache.sink_frames:
+                raise ValueError(
+                    f"a chunk of {span.length} latent frames does not fit a window of {cache.window_frames} with a "
+                    f"sink of {cache.sink_frames}: give a larger window, a smaller sink or smaller chunks"
+                )
     settings = {
         "model": model.config.to_dict(),
         "schedule": schedule.to_json(),

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +159,15 @@ PRESETS: dict[str, CheckpointSettings] = {
     ),
 }
 
+# The same for 14B, whose advised shift and guidance are the public script's own defaults.
+PRESETS["wan-14b"] = replace(PRESETS["wan"], shift=5.0, cfg=5.0)
+
 # Only names that nothing else goes by: a wrapper alone (`generator`) does not tell how a model was distilled.
 _PUBLISHED: tuple[tuple[str, str], ...] = (
     (r"self_forcing_dmd\.pt", "self-forcing"),
     (r"longlive_base\.pt", "longlive"),
-    (r"wan2\.1_t2v_(1\.3B|14B)_\w+\.safetensors", "wan"),
+    (r"wan2\.1_t2v_1\.3B_\w+\.safetensors", "wan"),
+    (r"wan2\.1_t2v_14B_\w+\.safetensors", "wan-14b"),
 )
 
 

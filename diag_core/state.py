@@ -69,7 +69,7 @@ class SamplerState:
         Raises:
             ValueError: no chunk has been sampled yet.
         """
-        if not self.started:
+        if not self.history:
             raise ValueError("nothing to save: no chunk has been finished yet")
         tensors: dict[str, Tensor] = {}
         caches = [cache.state_dict() for cache in self.caches] or self.saved_caches

@@ -111,7 +111,13 @@ class Timeline:
         for index, (switch_frame, _) in enumerate(self.entries):
             if index and switch_frame <= start_frame:
                 taken[switch_frame + (start_frame - switch_frame) % chunk_frames] = index
-        return list(taken.items())
+        # A switch to the tensor already shown is none.
+        shown, switches = 0, []
+        for start, index in taken.items():
+            if self.entries[index][1] is not self.entries[shown][1]:
+                switches.append((start, index))
+            shown = index
+        return switches
 
     def _first_with_same_context(self, index: int) -> int:
         context = self.entries[index][1]

@@ -8,7 +8,7 @@ from goldens_reader import small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diag_core import CacheConfig, DiagonalSchedule, SeededNoise, WanConfig, generate
+from diag_core import CacheConfig, ContextPolicy, DiagonalSchedule, SeededNoise, WanConfig, generate
 from diag_core.kv_cache import KVCache
 from diag_core.rope import rotate, rotation
 from training.block_causal import token_mask
@@ -203,3 +203,17 @@ def test_a_snapshot_gives_the_cached_forward_and_writes_nothing():
     assert torch.allclose(with_gradient, cached, atol=1e-5)
     with pytest.raises(ValueError, match="past of 3 latent frames from 9"):
         past.place(12, 3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"window_frames": 12.5}, {"sink_frames": 2.5}, {"window_frames": 3}, {"positions": "x"}]
+)
+def test_windows_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"CacheConfig\."):
+        CacheConfig(**wrong)
+
+
+@pytest.mark.parametrize("sigma", ["a", True, 1.5, float("nan")])
+def test_levels_that_cannot_be_are_refused(sigma):
+    with pytest.raises(ValueError, match="ContextPolicy: sigma"):
+        ContextPolicy.noised(sigma)

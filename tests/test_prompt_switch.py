@@ -17,6 +17,8 @@ from diag_core import (
     generate,
     stream_chunks,
 )
+from diag_core.noise_schedule import add_noise
+from diag_core.rope import rotate, rotation
 
 SCHEDULE = DiagonalSchedule.parse("2")
 POLICY = ContextPolicy.noised(0.2)
@@ -101,6 +103,59 @@ def test_recommitted_keys_are_those_of_the_new_prompt(model):
     for mine, theirs in zip(state.caches[0].k, other.caches[0].k, strict=True):
         n = theirs.shape[1]
         assert torch.allclose(mine[:, :n], theirs, atol=1e-5)
+
+
+def expected_keys(model, context, finished, positions, sigma, joint):
+    """Keys of the last layer of chunks committed one after the other, by one forward under an explicit mask."""
+    x = torch.cat(finished, 2)
+    chunk = torch.arange(x.shape[2]) // 3
+    order = chunk[:, None] >= chunk[None, :]
+    if joint:  # the window is one bidirectional piece after the sink
+        order = (chunk[:, None] > 0) | (chunk[None, :] == 0)
+    mask = order.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    seen = {}
+    hook = model.blocks[-1].self_attn.norm_k.register_forward_hook(lambda _, __, out: seen.update(k=out))
+    with torch.no_grad():
+        timestep = torch.full((1, x.shape[2]), 1000 * sigma)
+        model(x, timestep, context, mask=mask, frame_positions=positions)
+    hook.remove()
+    return rotate(seen["k"].unflatten(-1, (2, 12)), rotation(positions, 2, 2, 12, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_window_that_has_lost_chunks_is_recomputed_without_the_stale_ones(model, joint):
+    """After eviction: sink and ring are committed anew, and see nothing of their old keys."""
+    noise, sigma = SeededNoise(0), 0.2
+    switch = SwitchPolicy(recache="joint" if joint else "chunks", sink=True)
+    state, chunks = SamplerState(), []
+    timeline = Timeline([(0, prompt(1)), (18, prompt(2))])
+    options = dict(policy=POLICY, noise=noise, height=4, width=4, switch=switch, state=state)
+    cache = CacheConfig(window_frames=12, sink_frames=3)
+    one_step = DiagonalSchedule.parse("1")
+    for chunk in stream_chunks(model, timeline, one_step, cache=cache, num_latent_frames=21, **options):
+        chunks.append(chunk.latents)
+    # Chunks 0 (sink), 3, 4 and 5 were recomputed for chunk 6, which then took the slots of chunk 3.
+    noisy = [add_noise(chunks[i], noise.context(i, chunks[0].shape), sigma) for i in (0, 3, 4, 5)]
+    wanted = expected_keys(model, prompt(2), noisy, (0, 1, 2, *range(9, 18)), sigma, joint).split(12, 1)
+    sink, _, fourth, fifth = state.caches[0].k[-1].split(12, 1)
+    for mine, theirs in zip((sink, fourth, fifth), (wanted[0], wanted[2], wanted[3]), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("recache", ["chunks", "joint"])
+def test_a_ring_that_holds_parts_of_chunks_is_recomputed(model, recache):
+    cache = CacheConfig(window_frames=7, sink_frames=3)
+    state = SamplerState()
+    timeline = Timeline([(0, prompt(1)), (15, prompt(2))])
+    latents = run(model, timeline, cache=cache, switch=SwitchPolicy(recache=recache), state=state)
+    assert torch.isfinite(latents).all() and state.caches[0].held == 21
+
+
+def test_a_switch_to_the_same_tensor_is_none(model):
+    forwards, one = [], prompt(1)
+    same = run(model, Timeline([(0, one), (9, one)]), on_forward=forwards.append)
+    assert torch.equal(same, run(model, one))
+    assert not [f for f in forwards if f.kind == "recache"]
 
 
 def test_the_sink_is_kept_or_recomputed_as_asked(model):

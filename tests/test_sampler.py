@@ -15,6 +15,7 @@ from diag_core import (
     DiagonalSchedule,
     SamplerState,
     SeededNoise,
+    SwitchPolicy,
     Timeline,
     WanDiT,
     generate,
@@ -224,6 +225,50 @@ def test_offsets_place_a_continuation_in_the_schedule_and_the_positions(model):
     assert [(c.index, c.start_frame, c.steps) for c in chunks] == [(-1, 30, 0), (1, 33, 2)]
 
 
+def test_given_latents_are_seen_even_when_chunks_take_one_step_from_pure_noise(model):
+    one_step = DiagonalSchedule.parse("1")
+    a, b = (run(model, 6, schedule=one_step, initial_latents=torch.full((1, 16, 3, 4, 4), x)) for x in (0.0, 1.0))
+    assert not torch.allclose(a[:, :, 3:], b[:, :, 3:], atol=1e-3)
+
+
+def test_what_a_consumer_does_to_a_chunk_does_not_reach_the_video(model):
+    timeline = Timeline([(0, context()), (6, context(seed=3))])
+    options = dict(noise=SeededNoise(5), num_latent_frames=12, height=4, width=4, cache=WINDOW)
+    kept = []
+    for chunk in stream_chunks(model, timeline, SCHEDULE, **options):
+        kept.append(chunk.latents.clone())
+        chunk.latents.zero_()
+    assert torch.equal(torch.cat(kept, 2), run(model, 12, context=timeline))
+
+
+def test_a_video_may_begin_in_inference_mode_and_go_on_outside(model):
+    """ComfyUI runs its nodes in inference mode, which is a thread's own; a worker thread is not in it."""
+    options = dict(noise=SeededNoise(5), num_latent_frames=12, height=4, width=4, cache=WINDOW)
+    with torch.inference_mode():
+        stream = stream_chunks(model, context(), SCHEDULE, **options)
+        parts = [next(stream).latents]
+    parts += [chunk.latents for chunk in stream]
+    assert torch.equal(torch.cat(parts, 2), run(model, 12))
+
+
+@pytest.mark.parametrize("policy", [ContextPolicy.noised(0.3), ContextPolicy.clean()])
+def test_guidance_commits_both_branches(model, policy):
+    """The second chunk, against one forward for each branch under an explicit mask."""
+    negative, scale = context(seed=9), 3.0
+    one_step = DiagonalSchedule.parse("1")
+    latents = run(model, 6, schedule=one_step, policy=policy, cfg=scale, negative=negative)
+    noise, shape = SeededNoise(5), (1, 16, 3, 4, 4)
+    sigma = policy.sigma
+    first = add_noise(latents[:, :, :3], noise.context(0, shape), sigma)
+    x = noise.initial(3, shape)
+    mask = torch.ones(24, 24, dtype=torch.bool)
+    mask[:12, 12:] = False
+    t = torch.tensor([[1000 * sigma] * 3 + [1000.0] * 3])
+    with torch.no_grad():
+        cond, uncond = (model(torch.cat((first, x), 2), t, c, mask=mask)[:, :, 3:] for c in (context(), negative))
+    assert torch.allclose(latents[:, :, 3:], x - (uncond + scale * (cond - uncond)), atol=1e-3)
+
+
 # -- state ------------------------------------------------------------------------------------------------------------
 
 SETTINGS = [
@@ -291,6 +336,76 @@ def _collect(into, chunks):
     return ()
 
 
+@pytest.mark.parametrize("window", [9, None])
+def test_a_trimmed_video_is_extended_from_a_file_too(model, window, tmp_path):
+    state, cache = SamplerState(), CacheConfig(window_frames=window)
+    first = run(model, 7, state=state, cache=cache)
+    state.save(tmp_path / "state.safetensors")
+    rest = run(model, 11, state=SamplerState.load(tmp_path / "state.safetensors"), cache=cache)
+    assert torch.equal(torch.cat((first, rest), 2), run(model, 11, cache=cache))
+
+
+def test_a_state_without_window_may_go_on_to_less_than_was_planned(model, tmp_path):
+    cache, state = CacheConfig(window_frames=None), SamplerState()
+    options = dict(noise=SeededNoise(5), height=4, width=4, cache=cache)
+    chunks = stream_chunks(model, context(), SCHEDULE, num_latent_frames=21, state=state, **options)
+    first = [next(chunks).latents for _ in range(2)]
+    state.save(tmp_path / "state.safetensors")
+    rest = run(model, 12, state=SamplerState.load(tmp_path / "state.safetensors"), cache=cache)
+    assert torch.equal(torch.cat((*first, rest), 2), run(model, 12, cache=cache))
+
+
+def test_what_is_kept_of_the_past_does_not_grow(model):
+    state, sizes = SamplerState(), []
+    options = dict(noise=SeededNoise(5), num_latent_frames=120, height=4, width=4, cache=WINDOW, state=state)
+    for _ in stream_chunks(model, context(), DiagonalSchedule.parse("1"), **options):
+        sizes.append(len(state.history))
+    assert max(sizes) == 3 and sizes[-1] == 3  # the sink's chunk and the ring's two
+
+
+def test_a_state_before_the_first_chunk_cannot_be_saved(model, tmp_path):
+    state = SamplerState()
+    options = dict(noise=SeededNoise(5), num_latent_frames=6, height=4, width=4, cache=WINDOW, state=state)
+    stream_chunks(model, context(), SCHEDULE, **options)
+    with pytest.raises(ValueError, match="nothing to save"):
+        state.save(tmp_path / "state.safetensors")
+
+
+@pytest.mark.parametrize("sink", [False, True])
+@pytest.mark.parametrize("goes_on", ["without the switch", "with recache off", "from a file"])
+def test_cancelled_around_a_switch_it_goes_on_with_any_prompt(model, sink, goes_on, tmp_path):
+    """Whatever was half recomputed is made good under the prompt that goes on: as if the switch had been to it."""
+    options = dict(
+        noise=SeededNoise(5), num_latent_frames=18, height=4, width=4, cache=WINDOW, policy=ContextPolicy.noised(0.2)
+    )
+    one_step = DiagonalSchedule.parse("1")
+    timeline = Timeline([(0, context()), (12, context(seed=3))])
+    other = Timeline([(0, context()), (12, context(seed=4))])
+    expected = run(model, 18, context=other, switch=SwitchPolicy(sink=sink), schedule=one_step, **options)
+    for stop in range(9, 12):  # 4 chunks of 2 forwards, then those of the recache and the first step after it
+        state, seen = SamplerState(), itertools.count(1)
+
+        def cancel(_, seen=seen, stop=stop):
+            if next(seen) == stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(
+                model, 18, context=timeline, switch=SwitchPolicy(sink=sink), state=state, on_forward=cancel,
+                schedule=one_step, **options,
+            )  # fmt: skip
+        assert state.frame == 12
+        switch = SwitchPolicy(sink=sink)
+        if goes_on == "with recache off":
+            switch = SwitchPolicy(recache="off", sink=sink)
+        if goes_on == "from a file":
+            state.save(tmp_path / "state.safetensors")
+            state = SamplerState.load(tmp_path / "state.safetensors")
+        prompt = other.entries[1][1] if goes_on == "without the switch" else other
+        rest = run(model, 18, context=prompt, switch=switch, state=state, schedule=one_step, **options)
+        assert torch.equal(rest, expected[:, :, 12:]), stop
+
+
 def test_a_state_of_another_video_is_refused(model):
     state = SamplerState()
     run(model, 6, state=state)
@@ -313,6 +428,13 @@ def test_what_is_no_state_is_refused(tmp_path):
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_chunk_too_large_for_the_window_is_refused_before_any_forward(model):
+    forwards = []
+    with pytest.raises(ValueError, match="a chunk of 7 latent frames does not fit a window of 9 with a sink of 3"):
+        run(model, chunk_frames=7, on_forward=forwards.append)
+    assert not forwards
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -320,7 +442,6 @@ def test_what_is_no_state_is_refused(tmp_path):
         ({"height": 5}, "multiple of 2"),
         ({"frames": 0}, "at least 1"),
         ({"context": torch.randn(1, 6, 9)}, "9 wide"),
-        ({"chunk_frames": 7}, "does not fit a window of 9 with a sink of 3"),
         ({"first_frame": -1}, "count from 0"),
         ({"cfg": 2.0, "negative": torch.randn(2, 6, 8)}, "batch size"),
     ],

@@ -26,50 +26,32 @@ from ..bench import (
 from ..bench.setting import COMMITS, DECODERS, DTYPES
 from ..diagonal_schedule import DiagonalSchedule
 from ..geometry import latent_frames
+from . import values
 
 EVERYTHING = "all"
 RUNS = 5
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT in pixels, such as 832x480, got {text!r}")
-    return int(width), int(height)
-
-
-def _window(text: str) -> int | str:
-    if text != EVERYTHING and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a window is a number of latent frames, or {EVERYTHING}, got {text!r}")
-    return text if text == EVERYTHING else int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"it must be a whole number of 1 or more, got {text!r}")
-    return int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options left out (None) keep what the preset says."""
     add = parser.add_argument
     add("--preset", choices=sorted(PRESETS), default="wan-1.3b", help="what to measure (default: %(default)s)")
-    add("--size", type=_size, metavar="WxH", help="pixels, multiples of 16")
-    add("--frames", type=_positive, metavar="N", help="pixel frames of a video")
+    add("--size", type=values.size, metavar="WxH", help="pixels, multiples of 16")
+    add("--frames", type=values.positive, metavar="N", help="pixel frames of a video")
     add("--schedule", metavar="TEXT", help='steps of each chunk, such as "4322222"')
     add("--commit", choices=COMMITS, help="what later chunks see of a finished one")
-    add("--kv-noise", type=float, metavar="T", help="level of --commit noised, a schedule timestep 0..1000")
-    add("--window", type=_window, metavar="N", help=f"latent frames attended, or {EVERYTHING}")
-    add("--sink", type=int, metavar="N", help="latent frames always kept")
-    add("--batch", type=_positive, metavar="N", help="videos at once")
+    add("--kv-noise", type=values.number, metavar="T", help="level of --commit noised, a schedule timestep 0..1000")
+    add("--window", type=values.window, metavar="N", help=f"latent frames attended, or {EVERYTHING}")
+    add("--sink", type=values.count, metavar="N", help="latent frames always kept")
+    add("--batch", type=values.positive, metavar="N", help="videos at once")
     add("--decoder", choices=DECODERS, help="taehv: the tiny one; wan: Wan's own; none: latents only")
     add("--dtype", choices=sorted(DTYPES), help="precision of weights and cache")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
     add("--attention", choices=NAMES, help="attention back end")
-    add("--threads", type=_positive, metavar="N", help="CPU threads")
-    add("--runs", type=_positive, metavar="N", help=f"measured videos (default: {RUNS})")
-    add("--warmup", type=_positive, metavar="N", help="videos before the first measured one (default: 1)")
-    add("--chunks", type=_positive, metavar="N", help="one video of N chunks instead: time and memory of each")
+    add("--threads", type=values.positive, metavar="N", help="CPU threads")
+    add("--runs", type=values.positive, metavar="N", help=f"measured videos (default: {RUNS})")
+    add("--warmup", type=values.positive, metavar="N", help="videos before the first measured one (default: 1)")
+    add("--chunks", type=values.positive, metavar="N", help="one video of N chunks instead: time and memory of each")
     add("--json", type=Path, metavar="FILE", help="save all figures")
 
 

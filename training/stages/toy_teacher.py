@@ -100,7 +100,7 @@ def sampler_of(folder: Path, data: MovingDigitsConfig, overrides: dict[str, Any]
     height, width = latent_size(data.size, data.size)
 
     def sample(prompts: list[str], seed: int) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
             latents = generate(
                 loaded.model,
                 encoder.encode(prompts),
@@ -114,10 +114,9 @@ def sampler_of(folder: Path, data: MovingDigitsConfig, overrides: dict[str, Any]
                 chunk_frames=settings.chunk_frames,
                 step=settings.step,
                 cfg=settings.cfg,
-                negative=encoder.encode([""] * len(prompts)),
+                negative=encoder.encode([settings.negative_prompt] * len(prompts)),
             )
-            with torch.no_grad():
-                return vae.decode(latents).float()
+            return vae.decode(latents)
 
     return sample
 
