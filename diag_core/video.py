@@ -234,6 +234,25 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     return torch.from_numpy(frame.to_ndarray(format="rgb24"))
 
 
+def read_video(path: str | os.PathLike[str]) -> Tensor:
+    """All frames of a short video, uint8 [T,H,W,3].
+
+    Raises:
+        ValueError: it is no video.
+        OSError: it cannot be read.
+    """
+    av = _import_av()
+    with open(path, "rb") as file:
+        try:
+            with av.open(file) as container:
+                frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+        except (av.error.FFmpegError, IndexError) as error:
+            raise ValueError(f"{path}: it cannot be read as a video") from error
+    if not frames:
+        raise ValueError(f"{path}: it holds no frame")
+    return torch.stack(frames)
+
+
 def fit_image(image: Tensor, width: int, height: int) -> Tensor:
     """uint8 [H,W,3] -> pixels [1,3,1,height,width] in -1..1: scaled to cover the size, its middle cut out."""
     scale = max(width / image.shape[1], height / image.shape[0])

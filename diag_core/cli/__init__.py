@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": "make a video from a prompt",
     "convert": "rewrite a checkpoint for ComfyUI or diffusers, a LoRA merged on the way",
     "download": "fetch published weights",
+    "strip": "put frames of videos into one picture",
     "bench": "measure speed and memory on this machine",
 }
 
