@@ -35,7 +35,8 @@ demo)
     say "sampling videos with the embedded checkpoint, into outputs/"
     [ $# -gt 0 ] || set -- --seed 1 \
         --prompt "a red 3 moves right slowly and bounces, on a navy ground" \
-        --prompt "a yellow 7 moves down fast and stops, on a black ground"
+        --prompt "a yellow 7 moves down fast and stops, on a black ground" \
+        --prompt "a green 5 moves left fast and bounces, on a maroon ground"
     "$python" -m diag_core generate "$@"
     ;;
 test)

@@ -33,14 +33,14 @@ def load_model(
 
 
 def load_vae(path: Path, *, dtype: torch.dtype, device: torch.device) -> WanVAE | TinyVAE:
-    """A Wan VAE (original or diffusers keys) or TAEHV, told by its weights.
+    """A Wan VAE (original or diffusers keys) or TAEHV, told by its weights and, where it has any, its metadata.
 
     Raises:
         CheckpointError: (a ValueError) names the file and what is wrong with it.
     """
     weights = open_weights(path)
     try:
-        vae = vae_from_state_dict({name: weights.read(name) for name in weights.specs})
+        vae = vae_from_state_dict({name: weights.read(name) for name in weights.specs}, metadata=weights.metadata)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return vae.to(device=device, dtype=dtype).requires_grad_(False).eval()

@@ -11,13 +11,23 @@ from .diffusers_keys import is_diffusers_vae, vae_from_diffusers
 from .tiny import Three, TinyVAE, TinyVAEConfig
 from .wan import LATENT_CHANNELS, SPATIAL_STRIDE, WanVAE
 
+# Metadata of a safetensors file that says which stages of a TinyVAE change the size.
+KIND, TINY_VAE, CONFIG = "kind", "tiny_vae", "config"
 
-def vae_from_state_dict(state_dict: Mapping[str, Tensor], *, encoder_lookahead: bool = False) -> WanVAE | TinyVAE:
+
+def vae_from_state_dict(
+    state_dict: Mapping[str, Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    encoder_lookahead: bool = False,
+) -> WanVAE | TinyVAE:
     """The autoencoder these weights belong to, with them loaded (shared, not copied; their dtype is kept).
 
     Knows the Wan 2.1 VAE, in original or diffusers keys, and TAEHV's layout for Wan 2.1 latents: 16 channels, a
-    spatial stride of 8. Strides leave no trace in the weights: what patches do not make of the 8, the first stages of
-    encoder and decoder do.
+    spatial stride of 8. Strides leave no trace in the weights: without metadata that tells, what patches do not make of
+    the 8 is taken to be done by the first stages of encoder and decoder, as in the published files.
+
+    metadata: of the file; ours holds `kind` and `config`.
 
     encoder_lookahead: for TAEHV's layout, see TinyVAE; set it to encode clips with published weights.
 
@@ -29,7 +39,10 @@ def vae_from_state_dict(state_dict: Mapping[str, Tensor], *, encoder_lookahead: 
         if "encoder.conv1.weight" in state_dict and "decoder.head.2.weight" in state_dict:
             vae: WanVAE | TinyVAE = WanVAE(_dimension(state_dict, "encoder.conv1.weight", 0))
         elif "encoder.0.weight" in state_dict and "decoder.1.weight" in state_dict:
-            vae = TinyVAE(_tiny_config(state_dict, encoder_lookahead))
+            if metadata is not None and metadata.get(KIND) == TINY_VAE:
+                vae = TinyVAE(TinyVAEConfig.from_json(metadata.get(CONFIG, "")))
+            else:
+                vae = TinyVAE(_tiny_config(state_dict, encoder_lookahead))
         else:
             start = ", ".join(list(state_dict)[:5]) or "no keys at all"
             raise ValueError(

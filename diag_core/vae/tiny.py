@@ -9,8 +9,9 @@ Shapes: B batch, C channels, T frames (at whatever rate the depth has), H W size
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -50,6 +51,18 @@ class TinyVAEConfig:
         for name in ("encoder_space", "encoder_time", "decoder_space", "decoder_time"):
             if len(getattr(self, name)) != 3:
                 raise ValueError(f"{name} needs three entries, one a stage, got {getattr(self, name)}")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TinyVAEConfig:
+        """Raises ValueError for anything that `to_json` does not write."""
+        try:
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(text).items()}
+            return cls(**values)
+        except (TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise ValueError(f"this is no TinyVAE configuration: {error}") from error
 
     @property
     def spatial_stride(self) -> int:

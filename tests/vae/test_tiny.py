@@ -352,3 +352,29 @@ def test_a_misshapen_file_fits_or_raises_a_value_error(key, shape, dropped):
     assert {name: tensor.shape for name, tensor in found.state_dict().items()} == {
         name: tensor.shape for name, tensor in weights.items()
     }
+
+
+@pytest.mark.parametrize("spaces", [(True, False, False), (False, True, False), (False, False, True)])
+def test_a_file_says_which_stage_changes_the_size(spaces: tuple[bool, bool, bool]) -> None:
+    """The weights alone do not: read as the published layout, such a file would decode to a blur without a word."""
+    config = TinyVAEConfig(
+        patch_size=4,
+        encoder_width=4,
+        decoder_widths=(8, 4, 4, 4),
+        encoder_space=(True, False, False),
+        decoder_space=spaces,
+    )
+    original = TinyVAE(config).eval()
+    metadata = {"kind": "tiny_vae", "config": config.to_json()}
+    loaded = vae_from_state_dict(original.state_dict(), metadata=metadata)
+    assert isinstance(loaded, TinyVAE) and loaded.config == config
+    latents = torch.randn(1, 16, 2, 4, 4)
+    with torch.no_grad():
+        assert torch.equal(loaded.decode(latents), original.decode(latents))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"latent_channels": 0}', '{"unknown": 1}', "null"])
+def test_a_damaged_configuration_is_refused(text: str) -> None:
+    weights = TinyVAE(TinyVAEConfig(encoder_width=4)).state_dict()
+    with pytest.raises(ValueError, match="this is no TinyVAE configuration"):
+        vae_from_state_dict(weights, metadata={"kind": "tiny_vae", "config": text})

@@ -35,7 +35,7 @@ class ToyRecipe:
     """many steps on small batches of videos: how it moves"""
     settings: CheckpointSettings = field(
         default_factory=lambda: CheckpointSettings(
-            schedule="20", shift=3.0, kv_noise=25.0, reuse_last_step=False, step="euler", cfg=3.5, text_encoder="demo",
+            schedule="10", shift=3.0, kv_noise=25.0, reuse_last_step=False, step="euler", cfg=3.5, text_encoder="demo",
             title="moving digits", license="Apache-2.0",
         )
     )  # fmt: skip

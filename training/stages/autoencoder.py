@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from diag_core.vae.detect import CONFIG, KIND, TINY_VAE, vae_from_state_dict
 from diag_core.vae.tiny import TinyVAE, TinyVAEConfig
 
 from ..data.moving_digits import MovingDigitsConfig, draw_clips, render
@@ -129,8 +130,8 @@ def finish(model: TinyVAE, config: AutoencoderConfig, folder: Path) -> Path:
     quality = held_out_psnr(model, config.data)
     log.info("autoencoder: held-out PSNR %.2f dB", quality)
     metadata = {
-        "kind": "tiny_vae",
-        "config": dataclasses.asdict(config.vae),
+        KIND: TINY_VAE,
+        CONFIG: config.vae.to_json(),
         "psnr_db": round(quality, 2),
         "steps": config.steps,
         "seed": config.seed,
@@ -143,11 +144,10 @@ def load_autoencoder(path: str | Path) -> TinyVAE:
 
     Raises ValueError for a file without this stage's metadata."""
     weights, metadata = load_tensors(path)
-    if metadata.get("kind") != "tiny_vae" or "config" not in metadata:
+    if metadata.get(KIND) != TINY_VAE:
         raise ValueError(f"{path} was not written by the autoencoder stage: its metadata has no tiny_vae configuration")
-    values = json.loads(metadata["config"])
-    model = TinyVAE(TinyVAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}))
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    model = vae_from_state_dict({name: value.float() for name, value in weights.items()}, metadata=metadata)
+    assert isinstance(model, TinyVAE)
     return model.to(memory_format=torch.channels_last).eval()
 
 
