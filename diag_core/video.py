@@ -7,6 +7,7 @@ Video and image files go through PyAV, imported when first used; PNG is written 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import struct
@@ -224,14 +225,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         ValueError: it is no image.
         OSError: it cannot be read.
     """
-    av = _import_av()
-    with open(path, "rb") as file:
-        try:
-            with av.open(file) as container:
-                frame = next(container.decode(video=0))
-        except (av.error.FFmpegError, IndexError, StopIteration) as error:
-            raise ValueError(f"{path}: it cannot be read as an image (a PNG or JPEG is best)") from error
-    return torch.from_numpy(frame.to_ndarray(format="rgb24"))
+    return _decode(path, 1, "an image (a PNG or JPEG is best)")[0]
 
 
 def read_video(path: str | os.PathLike[str]) -> Tensor:
@@ -241,15 +235,21 @@ def read_video(path: str | os.PathLike[str]) -> Tensor:
         ValueError: it is no video.
         OSError: it cannot be read.
     """
+    return _decode(path, None, "a video")
+
+
+def _decode(path: str | os.PathLike[str], count: int | None, what: str) -> Tensor:
+    """The first `count` frames of a file, or all, uint8 [T,H,W,3]."""
     av = _import_av()
     with open(path, "rb") as file:
         try:
             with av.open(file) as container:
-                frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+                decoded = itertools.islice(container.decode(video=0), count)
+                frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in decoded]
         except (av.error.FFmpegError, IndexError) as error:
-            raise ValueError(f"{path}: it cannot be read as a video") from error
+            raise ValueError(f"{path}: it cannot be read as {what}") from error
     if not frames:
-        raise ValueError(f"{path}: it holds no frame")
+        raise ValueError(f"{path}: it cannot be read as {what}: it holds no frame")
     return torch.stack(frames)
 
 
