@@ -3,7 +3,7 @@
 from .config import CacheConfig, ContextPolicy, SwitchPolicy, WanConfig
 from .diagonal_schedule import PRESETS, DiagonalSchedule, ScheduleError
 from .noise import NoiseSource, SeededNoise
-from .sampler import Chunk, Forward, generate, stream_chunks
+from .sampler import Chunk, Forward, Take, generate, stream_chunks
 from .state import SamplerState
 from .timeline import Timeline
 from .wan_dit import WanDiT
@@ -20,6 +20,7 @@ __all__ = [
     "ScheduleError",
     "SeededNoise",
     "SwitchPolicy",
+    "Take",
     "Timeline",
     "WanConfig",
     "WanDiT",

@@ -33,8 +33,10 @@ __all__ = [
     "CheckpointError",
     "CheckpointSettings",
     "LoadedCheckpoint",
+    "LoadedTensors",
     "convert",
     "load_dit",
+    "load_tensors",
     "read_settings",
     "save_dit",
 ]
@@ -55,6 +57,15 @@ class LoadedCheckpoint:
     """
 
     model: WanDiT
+    config: WanConfig
+    settings: CheckpointSettings | None
+
+
+@dataclass(frozen=True)
+class LoadedTensors:
+    """The same before it is a model: weights by original keys, for whoever builds the model otherwise."""
+
+    tensors: dict[str, Tensor]
     config: WanConfig
     settings: CheckpointSettings | None
 
@@ -95,12 +106,25 @@ def load_dit(
     Raises:
         CheckpointError: (a ValueError) names the file, what is wrong with it and what to do.
     """
-    source = _open(path, dtype=dtype, lora=lora, lora_strength=lora_strength, which=which)
-    tensors = read_all(source.specs, source.read, torch.device(device))
+    loaded = load_tensors(path, dtype=dtype, device=device, lora=lora, lora_strength=lora_strength, which=which)
     with torch.device("meta"):
-        model = WanDiT(source.config)
-    model.load_state_dict(tensors, assign=True)
-    return LoadedCheckpoint(model.requires_grad_(False).eval(), source.config, source.settings)
+        model = WanDiT(loaded.config)
+    model.load_state_dict(loaded.tensors, assign=True)
+    return LoadedCheckpoint(model.requires_grad_(False).eval(), loaded.config, loaded.settings)
+
+
+def load_tensors(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    lora: str | Path | None = None,
+    lora_strength: float = 1.0,
+    which: str | None = None,
+) -> LoadedTensors:
+    """The weights alone, all checked; arguments and errors as `load_dit`."""
+    source = _open(path, dtype=dtype, lora=lora, lora_strength=lora_strength, which=which)
+    return LoadedTensors(read_all(source.specs, source.read, torch.device(device)), source.config, source.settings)
 
 
 def read_settings(path: str | Path) -> CheckpointSettings | None:

@@ -161,6 +161,11 @@ class KVCache:
 
     # -- used by the sampler ------------------------------------------------------------------------------------------
 
+    @property
+    def placed(self) -> bool:
+        """Whether a chunk has been announced (and so written) that is not finished yet."""
+        return self._placed is not None
+
     def advance(self) -> None:
         """Finishes the placed chunk: its slots are kept for the chunks that follow."""
         assert self._placed is not None, "nothing was placed"

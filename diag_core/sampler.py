@@ -1,7 +1,7 @@
 """Samples a video chunk by chunk: denoise, commit, go on.
 
-Legend: B batch, C latent channels, f latent frames of a chunk, F of the video, H and W latent rows and columns. Latents
-are float32 throughout; the model is given its own dtype.
+Legend: B batch, C latent channels, F latent frames of the video, H and W latent rows and columns. Latents are float32
+throughout; the model is given its own dtype.
 """
 
 from __future__ import annotations
@@ -9,156 +9,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .branch import Branch, CausalModel, undone_on_error
-from .config import DEFAULT_KV_NOISE, CacheConfig, ContextPolicy, SwitchPolicy
-from .denoising import STEPS, commit_chunk, denoise_chunk
+from .branch import Branch, CausalModel
+from .chunk_loop import Chunk, ChunkLoop, Forward, Take
+from .config import CacheConfig, ContextPolicy, SwitchPolicy
+from .denoising import STEPS
 from .diagonal_schedule import DiagonalSchedule
 from .geometry import chunk_spans, given_spans, tokens_per_frame
-from .kv_cache import FRESH, KVCache
+from .guidance import ClassifierFree, Guide
+from .kv_cache import KVCache
 from .noise import NoiseSource
-from .noise_schedule import sigma_from_schedule_timestep
-from .state import Finished, SamplerState
+from .state import SamplerState
 from .timeline import Timeline, as_timeline
 
-
-@dataclass(frozen=True)
-class Chunk:
-    """A finished chunk.
-
-    Attributes:
-        index: number in the schedule; given chunks are -1, -2, ...
-        start_frame: latent frame of the whole video it starts at.
-        latents: [B,C,f,H,W] float32; the last one is trimmed to the length asked for.
-        steps: denoising steps it took; 0 for given latents, and for the rest of a chunk that an earlier call trimmed.
-    """
-
-    index: int
-    start_frame: int
-    latents: Tensor
-    steps: int
-
-
-@dataclass(frozen=True)
-class Forward:
-    """Progress: one forward of the model is done (both branches, with guidance).
-
-    Attributes:
-        kind: "step", "commit" or "recache".
-        chunk: number of the chunk, as in `Chunk`.
-        step, steps: of a denoising step, 1-based; 0 otherwise.
-    """
-
-    kind: str
-    chunk: int
-    step: int = 0
-    steps: int = 0
-
-
-@dataclass
-class _Video:
-    """The loop's parts, bound to one video."""
-
-    model: CausalModel
-    schedule: DiagonalSchedule
-    noise: NoiseSource
-    policy: ContextPolicy
-    state: SamplerState
-    size: tuple[int, int, int, int]
-    """batch, latent channels, rows and columns"""
-    chunk_frames: int
-    step: str
-    cfg: float
-    on_forward: Callable[[Forward], None]
-    branches: list[Branch] = dataclasses.field(default_factory=list)
-
-    def _shape(self, frames: int) -> tuple[int, int, int, int, int]:
-        batch, channels, height, width = self.size
-        return batch, channels, frames, height, width
-
-    def _place(self, noise: Tensor) -> Tensor:
-        if self.model.device.type == "cuda" and noise.device.type == "cpu":
-            noise = noise.pin_memory()  # only pinned copies do not wait
-        return noise.to(self.model.device, torch.float32, non_blocking=True)
-
-    def context_noise(self, finished: Finished) -> Tensor:
-        return self._place(self.noise.context(finished.chunk, self._shape(finished.latents.shape[2])))
-
-    @torch.no_grad()
-    def given(self, latents: Tensor, number: int, start_frame: int) -> Chunk:
-        """Commits latents that were given rather than sampled."""
-        with undone_on_error(self.branches):
-            self._condition(start_frame)
-            # A one-step list ends at pure noise, at which nothing of what is given would be seen.
-            last = self.schedule.sigmas(self.state.chunk)[-1]
-            level = last if last < 1 else sigma_from_schedule_timestep(DEFAULT_KV_NOISE, self.schedule.shift)
-            finished = Finished(-1 - number, start_frame, latents.clone(), level)
-            self._commit(finished, replace(self.policy, reuse_last_step=False))  # there was no last step
-        self._finish(finished)
-        return Chunk(finished.chunk, start_frame, latents, 0)
-
-    @torch.no_grad()
-    def sample(self) -> Chunk:
-        """The next chunk: denoised, committed and recorded in the state."""
-        chunk, start = self.state.chunk, self.state.frame
-        with undone_on_error(self.branches):
-            sigmas = self.schedule.sigmas(chunk, self._condition(start))
-            steps_done = 0
-
-            def predict(x: Tensor, sigma: float) -> Tensor:
-                nonlocal steps_done
-                flow = self.branches[0].flow(x, sigma, start)
-                if len(self.branches) > 1:
-                    other = self.branches[1].flow(x, sigma, start)
-                    flow = other + self.cfg * (flow - other)
-                steps_done += 1
-                self.on_forward(Forward("step", chunk, steps_done, len(sigmas)))
-                return flow
-
-            shape = self._shape(self.chunk_frames)
-            latents = denoise_chunk(
-                predict,
-                self._place(self.noise.initial(start, shape)),
-                sigmas,
-                step=self.step,
-                renoise=lambda i: self._place(self.noise.renoise(chunk, i, shape)),
-            )
-            # A copy: whoever is handed the chunk may edit it in place.
-            finished = Finished(chunk, start, latents.clone(), sigmas[-1])
-            self._commit(finished, self.policy)
-        self._finish(finished)
-        self.state.chunk += 1
-        return Chunk(chunk, start, latents, len(sigmas))
-
-    def _condition(self, start_frame: int) -> int | None:
-        """Gives every branch its prompt; returns how many chunks ago that of the first one switched."""
-        now = [b.condition(start_frame, self.chunk_frames, self.state.history) for b in self.branches]
-        return now[0].since_switch
-
-    def _commit(self, finished: Finished, policy: ContextPolicy) -> None:
-        def write(x: Tensor, sigma: float) -> None:
-            for branch in self.branches:
-                branch.flow(x, sigma, finished.start_frame)
-
-        noise = lambda: self.context_noise(finished)  # noqa: E731
-        if commit_chunk(write, finished.latents, policy, finished.last_sigma, noise):
-            self.on_forward(Forward("commit", finished.chunk))
-
-    def _finish(self, finished: Finished) -> None:
-        state = self.state
-        for branch in self.branches:
-            branch.cache.advance()
-            branch.cache.stale = FRESH
-        state.history.append(finished)
-        state.frame = finished.end_frame
-        sink, ring = self.branches[0].cache.held_frames()
-        state.history = [f for f in state.history if f.start_frame < sink.stop or (ring and f.end_frame > ring.start)]
+__all__ = ["Chunk", "ClassifierFree", "Forward", "Guide", "Take", "generate", "stream_branches", "stream_chunks"]
 
 
 def stream_chunks(
@@ -181,6 +50,7 @@ def stream_chunks(
     first_frame: int = 0,
     switch: SwitchPolicy | None = None,
     state: SamplerState | None = None,
+    replay: Sequence[Take] = (),
     on_forward: Callable[[Forward], None] | None = None,
 ) -> Iterator[Chunk]:
     """Yields the chunks of a video as they are finished.
@@ -205,17 +75,69 @@ def stream_chunks(
         switch: what a prompt switch recomputes.
         state: filled as chunks finish. One that holds progress already is continued, with the same result as one run;
             only what has not been yielded before is yielded.
+        replay: the first sampled chunks as an earlier run took them (`Chunk.take`): yielded as they are, at the cost of
+            one forward each instead of their steps. What follows is as it would have been in that run.
         on_forward: called after each forward of the model. An exception it raises ends the sampling; the state then
             stands where the last finished chunk left it.
 
     Raises:
         ValueError: arguments that do not fit each other, the model or the state.
     """
+    timelines = _timelines(model, context, negative, cfg)
+    return stream_branches(
+        [(model, timeline) for timeline in timelines],
+        schedule,
+        guide=ClassifierFree(cfg),
+        noise=noise,
+        num_latent_frames=num_latent_frames,
+        height=height,
+        width=width,
+        cache=cache,
+        policy=policy,
+        chunk_frames=chunk_frames,
+        initial_latents=initial_latents,
+        step=step,
+        first_chunk=first_chunk,
+        first_frame=first_frame,
+        switch=switch,
+        state=state,
+        replay=replay,
+        on_forward=on_forward,
+    )
+
+
+def stream_branches(
+    branches: Sequence[tuple[CausalModel, Timeline]],
+    schedule: DiagonalSchedule,
+    *,
+    guide: Guide,
+    noise: NoiseSource,
+    num_latent_frames: int,
+    height: int,
+    width: int,
+    cache: CacheConfig | None = None,
+    policy: ContextPolicy | None = None,
+    chunk_frames: int = 3,
+    initial_latents: Tensor | None = None,
+    step: str = "renoise",
+    first_chunk: int = 0,
+    first_frame: int = 0,
+    switch: SwitchPolicy | None = None,
+    state: SamplerState | None = None,
+    replay: Sequence[Take] = (),
+    on_forward: Callable[[Forward], None] | None = None,
+) -> Iterator[Chunk]:
+    """`stream_chunks` for any number of conditions, joined by a guide of the caller's.
+
+    Args:
+        branches: a model and the timeline it is given, one pair a condition; the timelines fit the model.
+        guide: joins their flows at every denoising step. Commits and recomputations run each branch by itself.
+    """
     cache = cache or CacheConfig()
     policy = policy or ContextPolicy.last_step()
     switch = switch or SwitchPolicy()
     state = SamplerState() if state is None else state
-    timelines = _timelines(model, context, negative, cfg)
+    model, timelines = branches[0][0], [timeline for _, timeline in branches]
     batch, channels = timelines[0].batch_size, model.config.in_dim
     tokens_per_frame(height, width)  # refuses sizes that do not split into tokens
     if step not in STEPS:
@@ -235,6 +157,12 @@ def stream_chunks(
                 "not seen this; repeating the image to fill a chunk may look better",
                 stacklevel=2,
             )
+    for number, take in enumerate(replay):
+        if take.latents.shape != (batch, channels, chunk_frames, height, width):
+            raise ValueError(
+                f"replay, chunk {number}: its latents are {list(take.latents.shape)}, this video's chunks are "
+                f"{[batch, channels, chunk_frames, height, width]}; replay with the sizes it was sampled with"
+            )
     if cache.window_frames is not None:
         for span in spans:
             if span.length - max(0, cache.sink_frames - span.start) > cache.window_frames - cache.sink_frames:
@@ -251,13 +179,13 @@ def stream_chunks(
         "chunk_frames": chunk_frames,
         "given": given,
         "step": step,
-        "cfg": cfg,
+        "cfg": guide.cfg,
         "first": [first_chunk, first_frame],
     }
     sampled = sum(span.length for span in spans)
     caches = _caches(state, settings, model, cache, len(timelines), batch, height, width, sampled)
-    video = _Video(
-        model=model,
+    video = ChunkLoop(
+        device=model.device,
         schedule=schedule,
         noise=noise,
         policy=policy,
@@ -265,30 +193,37 @@ def stream_chunks(
         size=(batch, channels, height, width),
         chunk_frames=chunk_frames,
         step=step,
-        cfg=cfg,
+        guide=guide,
         on_forward=on_forward or (lambda _: None),
     )
     video.branches = [
         Branch(
-            model,
+            own_model,
             timeline,
-            own,
+            own_cache,
             policy=policy,
             switch=switch,
             context_noise=video.context_noise,
             on_recache=lambda chunk: video.on_forward(Forward("recache", chunk)),
         )
-        for timeline, own in zip(timelines, caches, strict=True)
+        for (own_model, timeline), own_cache in zip(branches, caches, strict=True)
     ]
     end = first_frame + num_latent_frames
     if not state.started:
         state.chunk, state.frame, state.handed_out = first_chunk, first_frame, first_frame
         state.settings = settings
-    return _chunks(video, initial_latents, given, first_frame, end)
+    return _chunks(video, initial_latents, given, first_frame, end, replay[state.chunk - first_chunk :])
 
 
-def _chunks(video: _Video, initial_latents: Tensor | None, given: int, first_frame: int, end: int) -> Iterator[Chunk]:
-    state = video.state
+def _chunks(
+    video: ChunkLoop,
+    initial_latents: Tensor | None,
+    given: int,
+    first_frame: int,
+    end: int,
+    replay: Sequence[Take],
+) -> Iterator[Chunk]:
+    state, takes = video.state, iter(replay)
     if state.handed_out < state.frame and state.handed_out < end:  # what an earlier, shorter length trimmed
         last = state.history[-1]
         latents = last.latents[:, :, state.handed_out - last.start_frame : end - last.start_frame]
@@ -301,11 +236,12 @@ def _chunks(video: _Video, initial_latents: Tensor | None, given: int, first_fra
             continue
         assert initial_latents is not None
         latents = initial_latents[:, :, span.start : span.start + span.length]
-        chunk = video.given(latents.to(video.model.device, torch.float32), number, start)
+        chunk = video.given(latents.to(video.device, torch.float32), number, start)
         state.handed_out = state.frame
         yield dataclasses.replace(chunk, latents=latents)
     while state.frame < end:
-        chunk = video.sample()
+        take = next(takes, None)
+        chunk = video.sample() if take is None else video.replay(take)
         keep = min(chunk.latents.shape[2], end - chunk.start_frame)
         state.handed_out = chunk.start_frame + keep
         yield dataclasses.replace(chunk, latents=chunk.latents[:, :, :keep])
