@@ -58,16 +58,12 @@ class KVCache:
         self.ring = self.capacity - self.sink
         self.rows, self.columns, self.head_dim = rows, columns, model.head_dim
         self.tokens = rows * columns
-        shape = (batch, self.capacity * self.tokens, model.num_heads, model.head_dim)
-        layers = range(model.num_layers)
         self.moves_sink = config.positions == "relative" and self.sink > 0
-        sink_shape = (batch, self.sink * self.tokens if self.moves_sink else 0, *shape[2:])
-        # Storage outlives the call that makes it, which may run in inference mode (ComfyUI) while a later one does not.
-        with torch.inference_mode(False):
-            # Zeros, not garbage: a slot is never read before it is written, but NaNs would survive a masked kernel.
-            self.k = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-            self.v = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-            self.sink_k = [torch.zeros(sink_shape, dtype=dtype, device=device) for _ in layers if self.moves_sink]
+        self.batch, self.num_heads, self.layers = batch, model.num_heads, model.num_layers
+        self.dtype, self.device = dtype, torch.device(device)
+        self.k: list[Tensor] = []
+        self.v: list[Tensor] = []
+        self.sink_k: list[Tensor] = []
         self.text: Tensor | None = None
         self.cross: list[tuple[Tensor, Tensor] | None] = [None] * model.num_layers
         self.origin = 0  # position of the sink's first latent frame
@@ -76,6 +72,21 @@ class KVCache:
         self.stale = FRESH
         self._placed: tuple[int, int] | None = None
         self._sink_at: int | None = None  # latent frame (from the origin) the stored sink keys are rotated to
+
+    def _allocate(self) -> None:
+        """On first use: a condition that a guide never runs, or a model without a past, costs nothing."""
+        if self.k:
+            return
+        shape = (self.batch, self.capacity * self.tokens, self.num_heads, self.head_dim)
+        sink_shape = (self.batch, self.sink * self.tokens, self.num_heads, self.head_dim)
+        layers = range(self.layers)
+        # Storage outlives the call that makes it, which may run in inference mode (ComfyUI) while a later one does not.
+        with torch.inference_mode(False):
+            # Zeros, not garbage: a slot is never read before it is written, but NaNs would survive a masked kernel.
+            self.k = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in layers]
+            self.v = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in layers]
+            if self.moves_sink:
+                self.sink_k = [torch.zeros(sink_shape, dtype=self.dtype, device=self.device) for _ in layers]
 
     # -- where things lie ---------------------------------------------------------------------------------------------
 
@@ -133,7 +144,7 @@ class KVCache:
         if self._sink_at == to:
             return
         positions = tuple(range(self.origin + to, self.origin + to + self.sink))
-        turn = rotation(positions, self.rows, self.columns, self.head_dim, self.k[0].device)
+        turn = rotation(positions, self.rows, self.columns, self.head_dim, self.device)
         for k, unrotated in zip(self.k, self.sink_k, strict=True):
             k[:, : self.sink * self.tokens] = rotate(unrotated, turn)
         self._sink_at = to
@@ -145,6 +156,7 @@ class KVCache:
             views of all occupied slots: the sink, the recent frames and the chunk itself.
         """
         assert self._placed is not None, "place() the chunk first"
+        self._allocate()
         start, frames = self._placed
         first = start - self.origin
         rotated = rotate(k, turn)
@@ -203,10 +215,11 @@ class KVCache:
     def snapshot(self, start_frame: int, frames: int) -> Snapshot:
         """A detached, read-only copy of what a chunk there attends to besides itself; for forwards with gradients."""
         self.place(start_frame, frames)
+        self._allocate()
         first = start_frame - self.origin
         taken = {slot + i for _, slot, length in self._runs(first, frames) for i in range(length)}
         keep = [slot for slot in range(self._visible(first + frames)) if slot not in taken]
-        index = torch.tensor(keep, dtype=torch.long, device=self.k[0].device)
+        index = torch.tensor(keep, dtype=torch.long, device=self.device)
 
         def pick(x: Tensor) -> Tensor:
             return x.detach().unflatten(1, (self.capacity, self.tokens)).index_select(1, index).flatten(1, 2)
@@ -218,6 +231,7 @@ class KVCache:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and counters from which `load_state_dict` continues after the last finished chunk."""
+        self._allocate()
         # Without a window the storage is as long as the video; only what is filled is kept.
         end = self._visible(self.held) * self.tokens if self.config.window_frames is None else None
         tensors = {f"{name}.{i}": x[:, :end] for name in ("k", "v") for i, x in enumerate(getattr(self, name))}
@@ -233,6 +247,7 @@ class KVCache:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError when the state is of another model, window, batch or video size."""
+        self._allocate()
         own = {f"{name}.{i}": x for name in ("k", "v", "sink_k") for i, x in enumerate(getattr(self, name))}
         for name, tensor in own.items():
             given = state["tensors"].get(name)

@@ -8,6 +8,7 @@ K head width. Modulation is per latent frame, or one for all frames (F = 1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -126,12 +127,23 @@ def block_forward(
     keys: CrossKeys | None = None,
     mask: Tensor | None = None,
     attend: Attention = sdpa,
+    cross: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """One transformer block: x [B,N,D], modulation [B,F or 1,6,D] (the time projection), text [B,L,D] -> [B,N,D]."""
+    """One transformer block: x [B,N,D], modulation [B,F or 1,6,D] (the time projection), text [B,L,D] -> [B,N,D].
+
+    Args:
+        cross: (normalised x, text) -> [B,N,D], where cross-attention is not to be computed from its parts: a stock
+            module may carry patches of others.
+    """
     shift1, scale1, gate1, shift2, scale2, gate2 = (block.modulation.unsqueeze(1).to(modulation) + modulation).unbind(2)
     h = modulate(block.norm1(x), shift1, scale1).to(x.dtype)
     x = gated(x, self_attention(block.self_attn, h, rotation, past=past, layer=layer, mask=mask, attend=attend), gate1)
-    x = x + cross_attention(block.cross_attn, block.norm3(x), text, keys=keys, layer=layer, attend=attend)
+    h = block.norm3(x)
+    x = x + (
+        cross_attention(block.cross_attn, h, text, keys=keys, layer=layer, attend=attend)
+        if cross is None
+        else cross(h, text)
+    )
     h = modulate(block.norm2(x), shift2, scale2).to(x.dtype)
     return gated(x, block.ffn(h), gate2)
 

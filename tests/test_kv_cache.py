@@ -54,8 +54,12 @@ def test_a_chunk_attends_to_the_sink_and_the_most_recent_frames(sink, ring, span
 
 def test_storage_is_written_in_place_and_never_grows():
     cache = cache_of(6, 2)
+    assert not cache.k  # nothing is held before it is needed
+    write(cache, 0, 2)
+    cache.advance()
     before = [(t.data_ptr(), t.shape) for t in (*cache.k, *cache.v)]
-    for start in range(0, 60, 2):
+    assert before
+    for start in range(2, 60, 2):
         write(cache, start, 2)
         cache.advance()
     assert [(t.data_ptr(), t.shape) for t in (*cache.k, *cache.v)] == before
