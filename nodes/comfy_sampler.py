@@ -1,0 +1,320 @@
+"""Diagonal sampling as the function of a ComfyUI sampler: one loop for the Diagonal Sampler and SamplerCustomAdvanced.
+
+Legend: B batch, C latent channels, F latent frames of the video, H and W latent rows and columns. Latents are
+normalised (model space) inside the sampler's function and in the VAE's own space in a LATENT.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..diag_core import CacheConfig, ContextPolicy, SeededNoise, SwitchPolicy, Take, Timeline, WanConfig
+from ..diag_core.chunk_loop import Forward
+from ..diag_core.geometry import chunk_spans, tokens_per_frame
+from ..diag_core.sampler import stream_branches
+from ..diag_core.settings import CheckpointSettings
+from . import comfy_bridge
+from .choice import SamplingChoice, describe
+from .comfy_conditions import KEY, Kept, StockRun
+from .comfy_model import check_model
+from .preview import Previewer
+from .prompt_timeline import TIMELINE_KEY
+from .record import EXTEND_KEY, RECORD_KEY, Record, splice
+
+log = logging.getLogger(__name__)
+
+_PREPARE = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
+
+
+@dataclass
+class Job:
+    """What one call of the sampler is asked beyond what ComfyUI hands it, and what it leaves behind.
+
+    Attributes:
+        extends: how the first latent frames came about, where a video is extended.
+        batch_index: of each sample, as a LATENT may carry it: sample i is drawn as number batch_index[i].
+        record, status: filled by the run.
+    """
+
+    choice: SamplingChoice
+    extends: Record | None = None
+    batch_index: Sequence[int] | None = None
+    record: Record | None = None
+    status: str = ""
+
+
+def make_sampler(choice: SamplingChoice) -> Any:
+    """A SAMPLER for SamplerCustomAdvanced. Its sigmas are the schedule's own, whatever it is handed."""
+
+    def sample(*args: Any, **kwargs: Any) -> Tensor:
+        return sample_video(*args, job=Job(choice), **kwargs)
+
+    return comfy.samplers.KSAMPLER(sample)
+
+
+def sample_latent(
+    model: Any,
+    positive: list[Any],
+    negative: list[Any] | None,
+    latent: dict[str, Any],
+    *,
+    seed: int,
+    choice: SamplingChoice,
+) -> tuple[dict[str, Any], str]:
+    """MODEL, CONDITIONING and LATENT -> the sampled LATENT, and a line about how.
+
+    Raises:
+        ValueError: inputs that do not fit each other or the model; says what to change.
+    """
+    samples = comfy_bridge.check_latent(latent)
+    config = check_model(model)
+    settings = choice.resolve(comfy_bridge.settings_of(model))
+    if settings.cfg != 1.0 and negative is None:
+        raise ValueError(
+            f"guidance (CFG {settings.cfg:g}) needs a negative prompt: connect one (an empty prompt will do), or set "
+            "the preset to custom and cfg to 1"
+        )
+    conditions = len(positive) + (len(negative or []) if settings.cfg != 1.0 else 0)
+    model = model.clone()
+    model.add_wrapper_with_key(_PREPARE, KEY, partial(_prepare_sampling, settings, config, conditions))
+    extends = latent.get(EXTEND_KEY)
+    job = Job(choice, extends, latent.get("batch_index"))
+    out = comfy.sample.sample_custom(
+        model,
+        torch.zeros_like(samples),  # the noise is drawn chunk by chunk
+        settings.cfg,
+        comfy.samplers.KSAMPLER(sample_video, {"job": job}),
+        torch.tensor([*settings.diagonal_schedule().sigmas(0), 0.0]),
+        positive,
+        negative or [],
+        samples,
+        noise_mask=None if extends else latent.get("noise_mask"),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    kept = {key: value for key, value in latent.items() if key != EXTEND_KEY}
+    return {**kept, "samples": out, RECORD_KEY: job.record}, job.status
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is sampled how, for latents of F frames."""
+
+    chunk_frames: int
+    cache: CacheConfig
+    policy: ContextPolicy
+
+    @classmethod
+    def of(cls, settings: CheckpointSettings, latent_frames: int) -> _Plan:
+        if settings.causal:
+            return cls(settings.chunk_frames, settings.cache(), settings.policy())
+        return cls(latent_frames, CacheConfig(None, 0), ContextPolicy.last_step())  # the whole video is one chunk
+
+    def cache_bytes(
+        self, settings: CheckpointSettings, config: WanConfig, shape: Sequence[int], dtype: torch.dtype, conditions: int
+    ) -> int:
+        if not settings.causal:
+            return 0
+        batch, _, frames, height, width = shape
+        return conditions * self.cache.bytes(
+            config,
+            tokens_per_frame=tokens_per_frame(height, width),
+            total_frames=math.ceil(frames / self.chunk_frames) * self.chunk_frames,
+            batch=batch,
+            element_size=dtype.itemsize,
+        )
+
+
+def _prepare_sampling(
+    settings: CheckpointSettings,
+    config: WanConfig,
+    conditions: int,
+    executor: Any,
+    model: Any,
+    noise_shape: Sequence[int],
+    conds: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """PREPARE_SAMPLING wrapper: memory for one chunk and the KV cache, where ComfyUI would count the whole video.
+
+    ComfyUI sizes memory by a latent's shape alone, so the cache is told as that many latent frames more.
+    """
+    batch, channels, frames, height, width = noise_shape
+    plan, base = _Plan.of(settings, frames), model.model
+    dtype = base.manual_cast_dtype or base.get_dtype()
+    cache = plan.cache_bytes(settings, config, noise_shape, dtype, conditions)
+    one_frame = base.memory_required([batch, channels, 1, height, width])
+    shape = [batch, channels, plan.chunk_frames + math.ceil(cache / one_frame), height, width]
+    return executor(model, shape, conds, *args, **kwargs)
+
+
+def sample_video(
+    model_k: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    extra_args: dict[str, Any],
+    callback: Any = None,
+    disable: bool | None = None,
+    job: Job,
+) -> Tensor:
+    """The sampler function: everything of `x` [B,C,F,H,W] but its shape is drawn anew, chunk by chunk.
+
+    `sigmas`, the noise in `x` and `callback` are ComfyUI's for a whole video and not used: the schedule, the seed and
+    a progress of our own take their place.
+    """
+    guider = model_k.inner_model
+    settings = job.choice.resolve(comfy_bridge.settings_of(guider.model_patcher))
+    began = time.monotonic()
+    run = StockRun(guider, extra_args["model_options"], extra_args.get("seed"), causal=settings.causal)
+    batch, _, frames, height, width = x.shape
+    plan = _Plan.of(settings, frames)
+    timelines = [condition.timeline(plan.chunk_frames, batch) for condition in run.conditions]
+    given, takes = _beginning(model_k, extra_args.get("denoise_mask"), run, plan, settings, job, frames)
+    if job.extends is not None and len(job.extends.timelines) == len(timelines):
+        at = job.extends.latent_frames
+        timelines = [
+            splice(old.to(x.device), new, at) for old, new in zip(job.extends.timelines, timelines, strict=True)
+        ]
+    for condition, timeline in zip(run.conditions, timelines, strict=True):
+        condition.switches = len(timeline.entries) > 1
+    comfy_bridge.free_memory(
+        plan.cache_bytes(settings, run.config, x.shape, run.dtype, len(timelines)), x.device, keep=guider.model_patcher
+    )
+    progress = _Progress(_count(settings, plan, frames, given, takes, timelines[0]), disable)
+    previewer = Previewer(settings.text_encoder, x.device)
+    out, taken = torch.empty_like(x, dtype=torch.float32), list(takes)
+    switch = next((c.cond[TIMELINE_KEY].switch for c in run.conditions if TIMELINE_KEY in c.cond), SwitchPolicy())
+    seed = int(extra_args.get("seed") or 0)
+    with warnings.catch_warnings(record=True) as said:
+        stream = stream_branches(
+            list(zip(run.conditions, timelines, strict=True)),
+            settings.diagonal_schedule(),
+            guide=run,
+            noise=SeededNoise(seed if job.batch_index is None else [seed + int(i) for i in job.batch_index]),
+            num_latent_frames=frames,
+            height=height,
+            width=width,
+            cache=plan.cache,
+            policy=plan.policy,
+            chunk_frames=plan.chunk_frames,
+            initial_latents=given,
+            step=settings.step,
+            switch=switch,
+            replay=takes,
+            on_forward=progress.forward,
+        )
+    for warning in said:
+        log.warning("Diagonal Sampler: %s", warning.message)
+    try:
+        for chunk in stream:
+            out[:, :, chunk.start_frame : chunk.start_frame + chunk.latents.shape[2]] = chunk.latents
+            if chunk.take is not None and chunk.steps:
+                taken.append(_on_cpu(chunk.take))
+            progress.picture(previewer.picture(chunk.latents))
+    finally:
+        progress.close()
+    if settings.causal:
+        on_cpu = tuple(timeline.to("cpu") for timeline in timelines)
+        job.record = Record(plan.chunk_frames, frames, None if given is None else given.cpu(), tuple(taken), on_cpu)
+    chunks = -(-frames // plan.chunk_frames)
+    job.status = f"{describe(settings, chunks)} \u00b7 {time.monotonic() - began:.1f} s"
+    log.info("Diagonal Sampler: %s", job.status)
+    return out
+
+
+def _beginning(
+    model_k: Any, mask: Tensor | None, run: StockRun, plan: _Plan, settings: CheckpointSettings, job: Job, frames: int
+) -> tuple[Tensor | None, tuple[Take, ...]]:
+    """What is not to be sampled: latents that are given, and chunks that were sampled before."""
+    latents = model_k.latent_image
+    if job.extends is not None:
+        if not settings.causal:
+            raise ValueError(
+                "this model makes the whole video at once and cannot extend one; choose a causal checkpoint"
+            )
+        job.extends.check(latents, plan.chunk_frames)
+        given = job.extends.given
+        return None if given is None else given.to(latents.device), job.extends.takes
+    if mask is None:
+        return None, ()
+    free = mask.amax(dim=(0, 1, 3, 4)) > 0
+    leading = int(free.int().argmax()) if bool(free.any()) else frames
+    if leading == frames:
+        raise ValueError(
+            "the noise mask keeps every latent frame, so there is nothing to sample; make the latent longer"
+        )
+    # Whole chunks, or one more where the first is a single picture; the rest of the kept ones is held in place instead.
+    count = leading if leading % plan.chunk_frames in (0, 1) else leading - leading % plan.chunk_frames
+    count = count if settings.causal else 0
+    if bool((mask[:, :, count:] < 1).any()):
+        run.kept = Kept(latents, mask)
+    return (latents[:, :, :count] if count else None), ()
+
+
+def _on_cpu(take: Take) -> Take:
+    last = None if take.last_input is None else take.last_input.cpu()
+    return Take(take.latents.cpu(), last, take.last_sigma)
+
+
+def _count(
+    settings: CheckpointSettings,
+    plan: _Plan,
+    frames: int,
+    given: Tensor | None,
+    takes: Sequence[Take],
+    timeline: Timeline,
+) -> int:
+    """Forwards of the whole video; recomputations at prompt switches are added as they come."""
+    schedule = settings.diagonal_schedule()
+    given_frames = 0 if given is None else given.shape[2]
+    total, chunk = 0, 0
+    for span in chunk_spans(frames, plan.chunk_frames, given_frames):
+        if span.start < given_frames:
+            total += 1
+            continue
+        sigmas = schedule.sigmas(chunk, timeline.at(span.start, plan.chunk_frames).since_switch)
+        total += 1 if chunk < len(takes) else len(sigmas) + (not plan.policy.reuses(sigmas[-1]))
+        chunk += 1
+    return total
+
+
+class _Progress:
+    """Forwards done, in the browser and on the console; ends the sampling where the user has asked for it."""
+
+    def __init__(self, total: int, disable: bool | None) -> None:
+        self.total, self.done = total, 0
+        self.bar = comfy.utils.ProgressBar(total)
+        self.console = tqdm(total=total, disable=disable, desc="Diagonal Sampler", unit="forward")
+
+    def forward(self, forward: Forward) -> None:
+        self.done += 1
+        if forward.kind == "recache":
+            self.total += 1
+            self.console.total = self.total
+        self.console.set_postfix_str(f"chunk {forward.chunk + 1}", refresh=False)
+        self.console.update()
+        self.bar.update_absolute(self.done, self.total)
+        comfy_bridge.check_interrupted()
+
+    def picture(self, preview: tuple[str, Any, int]) -> None:
+        self.bar.update_absolute(self.done, self.total, preview)
+
+    def close(self) -> None:
+        self.console.close()

@@ -1,0 +1,292 @@
+"""Diagonal Sampler, and the same as a SAMPLER."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..diag_core import DiagonalSchedule
+from ..diag_core.settings import STEPS
+from .choice import CUSTOM, FROM_MODEL, PRESET_NAMES, SamplingChoice
+from .comfy_sampler import make_sampler, sample_latent
+from .schedule import SCHEDULE
+
+_ONLY_CUSTOM = " Counts with the preset 'custom', or when the model brings no settings of its own."
+
+
+def _preset() -> Any:
+    return io.Combo.Input(
+        "preset",
+        options=list(PRESET_NAMES),
+        default=FROM_MODEL,
+        tooltip="Where the settings below come from. 'from model': what the checkpoint itself says; if it says "
+        "nothing, the values below. 'custom': the values below. A name: the values of that family of checkpoints.",
+    )
+
+
+def _schedule_text() -> Any:
+    return io.String.Input(
+        "schedule_text",
+        default="",
+        tooltip="Steps of each chunk, such as 4322222, '4 3 2*5' or '1000,750,100 | 1000,100'. Empty: the preset's. A "
+        "connected schedule goes first. More steps: cleaner and slower. Mind that 12 means 1 step, then 2.",
+    )
+
+
+def _schedule() -> Any:
+    return SCHEDULE.Input(
+        "schedule", optional=True, tooltip="From Diagonal Schedule. Goes before schedule_text and brings its own shift."
+    )
+
+
+def _settings() -> list[Any]:
+    """The widgets of `CheckpointSettings`, in the order that saved workflows rely on."""
+    return [
+        io.Float.Input(
+            "shift",
+            default=5.0,
+            min=0.1,
+            max=100.0,
+            step=0.1,
+            tooltip="How far the steps are moved towards high noise: true noise = shift s / (1 + (shift - 1) s). "
+            "Distilled models want the value they were trained with (5)." + _ONLY_CUSTOM,
+        ),
+        io.Float.Input(
+            "kv_noise",
+            default=100.0,
+            min=0.0,
+            max=1000.0,
+            step=1.0,
+            tooltip="Noise level (0 to 1000, before the shift) at which later chunks see the finished ones. 0 is "
+            "clean: Self-Forcing and LongLive. 100: DiagDistill. Higher hides more of the past." + _ONLY_CUSTOM,
+        ),
+        io.Boolean.Input(
+            "reuse_last_step",
+            default=True,
+            tooltip="If a chunk's last step is at the KV noise already, keep what it left in the cache: one forward a "
+            "chunk saved." + _ONLY_CUSTOM,
+        ),
+        io.Int.Input(
+            "window",
+            default=12,
+            min=0,
+            max=4096,
+            tooltip="Latent frames that a chunk looks at in all: sink, recent ones and itself. Larger remembers more "
+            "and takes more memory and time. 0: everything since the start." + _ONLY_CUSTOM,
+        ),
+        io.Int.Input(
+            "sink",
+            default=3,
+            min=0,
+            max=1024,
+            tooltip="First latent frames of the video that are never forgotten. They hold a long video together."
+            + _ONLY_CUSTOM,
+        ),
+        io.Combo.Input(
+            "positions",
+            options=["absolute", "relative"],
+            default="absolute",
+            tooltip="'relative' keeps the sink just before the window, so that videos longer than about 20 seconds do "
+            "not leave the distances the model knows." + _ONLY_CUSTOM,
+        ),
+        io.Int.Input(
+            "chunk_frames",
+            default=3,
+            min=1,
+            max=64,
+            tooltip="Latent frames sampled together (3 are 12 pictures). What the model was trained with."
+            + _ONLY_CUSTOM,
+        ),
+        io.Combo.Input(
+            "step",
+            options=list(STEPS),
+            default="renoise",
+            tooltip="'renoise' for distilled models; 'euler' for undistilled ones, with many steps and guidance."
+            + _ONLY_CUSTOM,
+        ),
+    ]
+
+
+def _choice(
+    preset: str,
+    schedule_text: str,
+    schedule: DiagonalSchedule | None,
+    values: dict[str, Any],
+) -> SamplingChoice:
+    window = values.pop("window")
+    sink = values.pop("sink")
+    return SamplingChoice(
+        preset,
+        schedule,
+        schedule_text,
+        {**values, "window_frames": window or None, "sink_frames": sink if window else 0},
+    )
+
+
+def _faults(**values: Any) -> bool | str:
+    """What can be said of the widgets before anything runs: True, or what is wrong."""
+    preset, text = values.pop("preset"), values.pop("schedule_text")
+    if preset not in PRESET_NAMES:
+        return f"preset: there is no '{preset}'; choose one of {', '.join(PRESET_NAMES)}"
+    try:
+        if text.strip():
+            DiagonalSchedule.parse(text, values["shift"])
+        if preset == CUSTOM:
+            _choice(preset, text, None, values).resolve(None)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+class DiagDistillSampler(io.ComfyNode):
+    """Samples a video latent chunk by chunk."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiagDistillSampler",
+            display_name="Diagonal Sampler",
+            category="DiagDistill",
+            description="Samples a Wan video chunk by chunk: many steps for the first chunks, few for the later ones.",
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="A Wan 2.1 text-to-video model, distilled for chunk-by-chunk sampling: from Diagonal Model "
+                    "Loader (which knows the checkpoint's settings) or Load Diffusion Model, with any LoRA.",
+                ),
+                io.Conditioning.Input("positive", tooltip="The prompt, or a Prompt Timeline."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="Size and length: Empty Diagonal Latent, Start Image Latent or Extend Video. A length "
+                    "that is no whole number of chunks is sampled to the next one and trimmed. Where its noise mask "
+                    "is 0, it is kept as it is.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same seed and settings give the same video; a longer video begins like a shorter one.",
+                ),
+                _preset(),
+                _schedule_text(),
+                *_settings(),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="Guidance. Distilled models want 1, which needs no negative and is twice as fast."
+                    + _ONLY_CUSTOM,
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="What to avoid. Needed only where cfg is not 1."
+                ),
+                _schedule(),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    "sampled",
+                    display_name="latent",
+                    tooltip="The video, for Streaming Decode or VAE Decode, or for Extend Video to go on with.",
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        preset: str,
+        schedule_text: str,
+        shift: float,
+        kv_noise: float,
+        reuse_last_step: bool,
+        window: int,
+        sink: int,
+        positions: str,
+        chunk_frames: int,
+        step: str,
+        cfg: float,
+    ) -> bool | str:
+        return _faults(
+            preset=preset, schedule_text=schedule_text, shift=shift, kv_noise=kv_noise, reuse_last_step=reuse_last_step,
+            window=window, sink=sink, positions=positions, chunk_frames=chunk_frames, step=step, cfg=cfg,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        latent: Any,
+        seed: int,
+        preset: str,
+        schedule_text: str,
+        negative: Any = None,
+        schedule: DiagonalSchedule | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        choice = _choice(preset, schedule_text, schedule, settings)
+        sampled, status = sample_latent(model, positive, negative, latent, seed=seed, choice=choice)
+        return io.NodeOutput(sampled, ui={"diagdistill": [status]})
+
+
+class DiagDistillSamplerSelect(io.ComfyNode):
+    """The same as a SAMPLER, for SamplerCustomAdvanced: seed, guidance and conditions come from there."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiagDistillSamplerSelect",
+            display_name="Diagonal Sampler Select",
+            category="DiagDistill",
+            description="Diagonal sampling as a SAMPLER, to be used with SamplerCustomAdvanced and its guiders.",
+            inputs=[_preset(), _schedule_text(), *_settings(), _schedule()],
+            outputs=[
+                io.Sampler.Output("sampler", tooltip="For SamplerCustomAdvanced."),
+                io.Sigmas.Output(
+                    "sigmas",
+                    tooltip="The first chunk's noise levels. SamplerCustomAdvanced asks for them; the sampler goes by "
+                    "its schedule.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        preset: str,
+        schedule_text: str,
+        shift: float,
+        kv_noise: float,
+        reuse_last_step: bool,
+        window: int,
+        sink: int,
+        positions: str,
+        chunk_frames: int,
+        step: str,
+    ) -> bool | str:
+        return _faults(
+            preset=preset, schedule_text=schedule_text, shift=shift, kv_noise=kv_noise, reuse_last_step=reuse_last_step,
+            window=window, sink=sink, positions=positions, chunk_frames=chunk_frames, step=step,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        preset: str,
+        schedule_text: str,
+        schedule: DiagonalSchedule | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        choice = _choice(preset, schedule_text, schedule, settings)
+        # Where the model's own settings count, they are not known yet; the sampler takes them, whatever is said here.
+        first = choice.resolve(None).diagonal_schedule().sigmas(0)
+        return io.NodeOutput(make_sampler(choice), torch.tensor([*first, 0.0]))
+
+
+NODES = [DiagDistillSampler, DiagDistillSamplerSelect]
