@@ -130,7 +130,7 @@ class ChunkLoop:
             def predict(x: Tensor, sigma: float) -> Tensor:
                 nonlocal steps_done, last_input
                 flows = [partial(branch.flow, sigma=sigma, start_frame=start) for branch in self.branches]
-                flow = self.guide(x, sigma, flows)
+                flow = self.guide(x, sigma, flows, start_frame=start)
                 steps_done, last_input = steps_done + 1, x
                 self.on_forward(Forward("step", chunk, steps_done, len(sigmas)))
                 return flow

@@ -22,8 +22,14 @@ class Guide(Protocol):
     @property
     def cfg(self) -> float: ...
 
-    def __call__(self, x: Tensor, sigma: float, flows: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-        """x [B,C,f,H,W] at `sigma`, one function x -> flow a branch -> the flow to follow."""
+    def __call__(
+        self, x: Tensor, sigma: float, flows: Sequence[Callable[[Tensor], Tensor]], *, start_frame: int
+    ) -> Tensor:
+        """x [B,C,f,H,W] at `sigma`, one function x -> flow a branch -> the flow to follow.
+
+        Args:
+            start_frame: latent frame of the whole video that x starts at.
+        """
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,9 @@ class ClassifierFree:
 
     cfg: float = 1.0
 
-    def __call__(self, x: Tensor, sigma: float, flows: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: float, flows: Sequence[Callable[[Tensor], Tensor]], *, start_frame: int
+    ) -> Tensor:
         flow = flows[0](x)
         if len(flows) == 1:
             return flow

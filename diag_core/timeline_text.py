@@ -92,6 +92,18 @@ def parse_timeline(text: str, fps: float = DEFAULT_FPS, chunk_frames: int = 3) -
     return entries
 
 
+def latent_frame_of_time(time: str, fps: float = DEFAULT_FPS, chunk_frames: int = 3) -> int:
+    """The latent frame of one time by itself, such as "2.5s", "40f", "9lf" or "3c".
+
+    Raises TimelineError for what is no time.
+    """
+    text = f"{time.strip()}:"
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise TimelineError(f"'{time}' is no time; write one such as 2.5s: {_UNIT_HELP}")
+    return _latent_frame(_Piece(text, 1, 1, match), fps, chunk_frames)
+
+
 def format_timeline(entries: list[TimelineEntry]) -> str:
     """One line an entry; `parse_timeline` with the same fps and chunk_frames gives the entries back.
 

@@ -8,10 +8,11 @@ import torch
 from comfy_api.latest import io
 
 from ..diag_core import DiagonalSchedule
+from ..diag_core.diagonal_schedule import DEFAULT_SHIFT
 from ..diag_core.settings import STEPS
 from .choice import CUSTOM, FROM_MODEL, PRESET_NAMES, SamplingChoice
 from .comfy_sampler import make_sampler, sample_latent
-from .schedule import SCHEDULE
+from .custom_types import SCHEDULE
 
 _ONLY_CUSTOM = " Counts with the preset 'custom', or when the model brings no settings of its own."
 
@@ -110,31 +111,26 @@ def _settings() -> list[Any]:
 
 
 def _choice(
-    preset: str,
-    schedule_text: str,
-    schedule: DiagonalSchedule | None,
-    values: dict[str, Any],
+    preset: str, schedule_text: str, schedule: DiagonalSchedule | None, values: dict[str, Any]
 ) -> SamplingChoice:
-    window = values.pop("window")
-    sink = values.pop("sink")
-    return SamplingChoice(
-        preset,
-        schedule,
-        schedule_text,
-        {**values, "window_frames": window or None, "sink_frames": sink if window else 0},
-    )
+    values = dict(values)
+    window, sink = values.pop("window"), values.pop("sink")
+    values |= {"window_frames": window or None, "sink_frames": sink if window else 0}
+    return SamplingChoice(preset, schedule, schedule_text, values)
 
 
-def _faults(**values: Any) -> bool | str:
-    """What can be said of the widgets before anything runs: True, or what is wrong."""
-    preset, text = values.pop("preset"), values.pop("schedule_text")
-    if preset not in PRESET_NAMES:
+def _faults(preset: str | None, schedule_text: str | None, **values: Any) -> bool | str:
+    """What can be said of the widgets before anything runs: True, or what is wrong.
+
+    A value that another node brings is None.
+    """
+    if preset is not None and preset not in PRESET_NAMES:
         return f"preset: there is no '{preset}'; choose one of {', '.join(PRESET_NAMES)}"
     try:
-        if text.strip():
-            DiagonalSchedule.parse(text, values["shift"])
-        if preset == CUSTOM:
-            _choice(preset, text, None, values).resolve(None)
+        if schedule_text and schedule_text.strip():
+            DiagonalSchedule.parse(schedule_text, values["shift"] or DEFAULT_SHIFT)
+        if preset == CUSTOM and None not in values.values():
+            _choice(preset, "", None, values).resolve(None)
     except ValueError as error:
         return str(error)
     return True
@@ -200,17 +196,17 @@ class DiagDistillSampler(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        preset: str,
-        schedule_text: str,
-        shift: float,
-        kv_noise: float,
-        reuse_last_step: bool,
-        window: int,
-        sink: int,
-        positions: str,
-        chunk_frames: int,
-        step: str,
-        cfg: float,
+        preset: str | None = None,
+        schedule_text: str | None = None,
+        shift: float | None = None,
+        kv_noise: float | None = None,
+        reuse_last_step: bool | None = None,
+        window: int | None = None,
+        sink: int | None = None,
+        positions: str | None = None,
+        chunk_frames: int | None = None,
+        step: str | None = None,
+        cfg: float | None = None,
     ) -> bool | str:
         return _faults(
             preset=preset, schedule_text=schedule_text, shift=shift, kv_noise=kv_noise, reuse_last_step=reuse_last_step,
@@ -259,16 +255,16 @@ class DiagDistillSamplerSelect(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        preset: str,
-        schedule_text: str,
-        shift: float,
-        kv_noise: float,
-        reuse_last_step: bool,
-        window: int,
-        sink: int,
-        positions: str,
-        chunk_frames: int,
-        step: str,
+        preset: str | None = None,
+        schedule_text: str | None = None,
+        shift: float | None = None,
+        kv_noise: float | None = None,
+        reuse_last_step: bool | None = None,
+        window: int | None = None,
+        sink: int | None = None,
+        positions: str | None = None,
+        chunk_frames: int | None = None,
+        step: str | None = None,
     ) -> bool | str:
         return _faults(
             preset=preset, schedule_text=schedule_text, shift=shift, kv_noise=kv_noise, reuse_last_step=reuse_last_step,

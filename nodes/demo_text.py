@@ -1,0 +1,81 @@
+"""Demo Prompt Encode: prompts for the embedded checkpoint, whose encoder has no weights.
+
+Legend: L text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..diag_core.demo_text import DemoTextEncoder
+
+_EXAMPLE = "a red 3 moves right slowly and bounces, on a navy ground"
+
+
+class DemoClip:
+    """What ComfyUI's nodes ask of a CLIP, over the demo's encoder."""
+
+    def __init__(self) -> None:
+        self.encoder = DemoTextEncoder()
+
+    def clone(self) -> DemoClip:
+        return self
+
+    def tokenize(self, text: str, return_word_ids: bool = False, **_: Any) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, tokens: str, **_: Any) -> list[Any]:
+        """One prompt -> CONDITIONING [[context [1,L,D], {}]]."""
+        return [[self.encoder.encode([tokens]), {}]]
+
+    def encode_from_tokens(self, tokens: str, return_pooled: bool = False, return_dict: bool = False) -> Any:
+        context = self.encoder.encode([tokens])
+        if return_dict:
+            return {"cond": context, "pooled_output": None}
+        return (context, None) if return_pooled else context
+
+
+class DiagDistillDemoPrompt(io.ComfyNode):
+    """Text to CONDITIONING for the demo's model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DiagDistillDemoPrompt",
+            display_name="Demo Prompt Encode",
+            category="DiagDistill",
+            description="Encodes a prompt for the embedded demo (handwritten digits that move). No other model knows "
+            "it.",
+            inputs=[
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default=_EXAMPLE,
+                    tooltip="A digit (0 to 9), its colour (red, orange, yellow, green, cyan, blue, purple, white), "
+                    "where it moves (right, left, up, down), slowly or fast, stops or bounces, and the ground (black, "
+                    "navy, maroon, forest). Other words mean nothing to it. Empty: the negative prompt.",
+                )
+            ],
+            outputs=[
+                io.Conditioning.Output("conditioning", tooltip="For the Diagonal Sampler with the demo's model."),
+                io.Clip.Output("clip", tooltip="The encoder itself, for Prompt Timeline or CLIP Text Encode."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, text: str | None = None) -> bool | str:
+        try:
+            DemoTextEncoder().encode([text or ""])
+        except ValueError as error:
+            return f"text: {error}"
+        return True
+
+    @classmethod
+    def execute(cls, text: str) -> io.NodeOutput:
+        clip = DemoClip()
+        return io.NodeOutput(clip.encode_from_tokens_scheduled(clip.tokenize(text)), clip)
+
+
+NODES = [DiagDistillDemoPrompt]

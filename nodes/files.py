@@ -1,0 +1,39 @@
+"""Files that a workflow names: only those in ComfyUI's folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+
+def chosen_file(folders: Sequence[str], name: str) -> Path:
+    """The file `name` of the first of ComfyUI's folders (as "vae") that lists it.
+
+    Raises:
+        ValueError: none does. Names outside the folders are never listed.
+    """
+    for folder in folders:
+        if name in folder_paths.get_filename_list(folder):
+            path = folder_paths.get_full_path(folder, name)
+            if path is not None:
+                return Path(path)
+    raise ValueError(f"there is no file '{name}' in models/{' or models/'.join(folders)}")
+
+
+def file_fault(field: str, name: str | None, names: Sequence[str]) -> bool | str:
+    """For `validate_inputs`, as ComfyUI does not check combos of these nodes: True, or what is wrong.
+
+    None is a name that another node brings.
+    """
+    if name is None or name in names:
+        return True
+    return f"{field}: there is no file '{name}' in ComfyUI's folders; put it there, press R, and choose it again"
+
+
+def file_mark(path: Path) -> Any:
+    """Changes when the file does, so that it is read anew."""
+    status = path.stat()
+    return [str(path), status.st_mtime_ns, status.st_size]
