@@ -96,6 +96,8 @@ class Condition:
         if inside is None:  # a commit: by way of ComfyUI, so that hooks, casts and wrappers apply
             return self.run.alone(self, latents, timestep, context, cache, start_frame)
         comfy_bridge.check_interrupted()
+        if self.cond.get("hooks") is not None:
+            cache.drop_text()  # hooks may change the weights from step to step
         past, frames = cache, latents.shape[2]
         if not self.run.causal:
             cache.place(start_frame, frames)  # only counted: there is no past to keep

@@ -93,8 +93,11 @@ def stock_forward(
 
 
 def _run_block(block: Any, x: Tensor, *, layer: int, transformer_options: dict[str, Any], **inputs: Any) -> Tensor:
-    def cross(h: Tensor, text: Tensor) -> Tensor:
+    def as_module(h: Tensor, text: Tensor) -> Tensor:
         return block.cross_attn(h, text, context_img_len=None, transformer_options=transformer_options)
+
+    # The keys of the text are kept from step to step, unless another pack has a hand in the cross-attention.
+    cross = None if _is_stock(block.cross_attn, comfy.ldm.wan.model.WanT2VCrossAttention) else as_module
 
     def run(args: dict[str, Any]) -> dict[str, Tensor]:
         return {"img": block_forward(block, args["img"], layer=layer, cross=cross, **inputs)}
@@ -108,6 +111,12 @@ def _run_block(block: Any, x: Tensor, *, layer: int, transformer_options: dict[s
         "transformer_options": transformer_options,
     }
     return (run(given) if replaced is None else replaced(given, {"original_block": run}))["img"]
+
+
+def _is_stock(module: Any, kind: type[Any]) -> bool:
+    """Whether a module runs ComfyUI's own code and nothing else."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return type(module) is kind and "forward" not in vars(module) and not hooked
 
 
 def _attention(device: torch.device, transformer_options: dict[str, Any]) -> Attention:
@@ -135,10 +144,8 @@ def _attention(device: torch.device, transformer_options: dict[str, Any]) -> Att
 
 def warn_of_ignored_patches(stock: Any) -> None:
     """Says in the log what another pack has changed and this forward cannot honour."""
-    kind = comfy.ldm.wan.model.WanSelfAttention
     for number, block in enumerate(stock.blocks):
-        own = block.self_attn
-        if "forward" in vars(own) or type(own).forward is not kind.forward or "forward" in vars(block):
+        if not _is_stock(block.self_attn, comfy.ldm.wan.model.WanSelfAttention) or "forward" in vars(block):
             log.warning(
                 "Diagonal Sampler: another pack has replaced the self-attention or the forward of block %d (and maybe "
                 "more); the cached forward does not run that code. Take its node out if the result looks wrong",
