@@ -1,0 +1,120 @@
+"""HTTP routes of the editors: the notation of schedules and timelines has one home, in Python.
+
+Nothing here reads or writes files, and what is sent is limited in size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..diag_core import ScheduleError
+from ..diag_core.diagonal_schedule import DEFAULT_SHIFT
+from ..diag_core.geometry import DEFAULT_FPS, seconds_at
+from ..diag_core.settings import PRESETS
+from ..diag_core.timeline_text import TimelineError, parse_timeline
+from .schedule_parts import CUSTOM, describe, parts_of, schedule_of
+
+MAX_TEXT = 100_000  # characters
+MAX_CHUNKS = 1000  # drawn at once
+
+
+def read_schedule(query: Mapping[str, str]) -> dict[str, Any]:
+    """The parts of the schedule node -> what the editor draws, or {"error": ..}."""
+    try:
+        chunks = min(max(1, int(query.get("chunks", "7"))), MAX_CHUNKS)
+        schedule = schedule_of(
+            query.get("preset", CUSTOM), query.get("steps", ""), query.get("cycle", ""), query.get("after_switch", ""),
+            float(query.get("shift", DEFAULT_SHIFT)),
+        )  # fmt: skip
+    except ScheduleError as error:
+        return {"error": str(error), "position": getattr(error.__cause__, "position", None)}
+    except ValueError as error:
+        return {"error": str(error), "position": None}
+    return describe(schedule, chunks)
+
+
+def write_schedule(lists: Any) -> dict[str, Any]:
+    """Edited lists {"chunks", "cycle", "after_switch", "shift"} -> the texts of the node's fields, or {"error": ..}."""
+    try:
+        shift = float(lists.get("shift", DEFAULT_SHIFT))
+        return dict(parts_of(lists["chunks"], lists.get("cycle", ()), lists.get("after_switch", ()), shift))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return {"error": str(error) or "lists of steps are expected"}
+
+
+def read_timeline(query: Mapping[str, str]) -> dict[str, Any]:
+    """The text of the timeline node -> its entries, or {"error": .., "line": .., "column": ..}."""
+    try:
+        fps = float(query.get("fps", DEFAULT_FPS))
+        entries = parse_timeline(query.get("text", ""), fps, int(query.get("chunk_frames", "3")))
+    except TimelineError as error:
+        return {"error": error.reason, "line": error.line, "column": error.column}
+    except ValueError as error:
+        return {"error": str(error), "line": None, "column": None}
+    return {
+        "entries": [
+            {
+                "label": entry.label,
+                "prompt": entry.prompt,
+                "latent_frame": entry.start_latent_frame,
+                "seconds": float(entry.label[:-1])
+                if entry.label.endswith("s")
+                else seconds_at(entry.start_latent_frame, fps),
+            }
+            for entry in entries
+        ]
+    }
+
+
+def presets() -> dict[str, Any]:
+    """The sampler's presets as its widgets show them."""
+    return {
+        name: {
+            "schedule": settings.schedule,
+            "shift": settings.shift,
+            "kv_noise": settings.kv_noise,
+            "reuse_last_step": settings.reuse_last_step,
+            "window": settings.window_frames or 0,
+            "sink": settings.sink_frames,
+            "positions": settings.positions,
+            "chunk_frames": settings.chunk_frames,
+            "step": settings.step,
+            "cfg": settings.cfg,
+        }
+        for name, settings in PRESETS.items()
+    }
+
+
+def register() -> None:
+    """Adds the routes to ComfyUI's server."""
+    from aiohttp import web
+    from server import PromptServer
+
+    routes = PromptServer.instance.routes
+
+    def answering(read: Callable[[Mapping[str, str]], dict[str, Any]]) -> Callable[[Any], Any]:
+        async def answer(request: Any) -> Any:
+            if len(request.query_string) > MAX_TEXT:
+                return web.json_response({"error": f"more than {MAX_TEXT} characters"}, status=413)
+            return web.json_response(read(request.query))
+
+        return answer
+
+    async def answer_presets(request: Any) -> Any:
+        return web.json_response(presets())
+
+    async def answer_lists(request: Any) -> Any:
+        if (request.content_length or 0) > MAX_TEXT:
+            return web.json_response({"error": f"more than {MAX_TEXT} characters"}, status=413)
+        try:
+            lists = json.loads(await request.text())
+        except ValueError as error:
+            return web.json_response({"error": f"no JSON: {error}"}, status=400)
+        return web.json_response(write_schedule(lists))
+
+    routes.get("/diagdistill/schedule")(answering(read_schedule))
+    routes.post("/diagdistill/schedule")(answer_lists)
+    routes.get("/diagdistill/timeline")(answering(read_timeline))
+    routes.get("/diagdistill/presets")(answer_presets)
