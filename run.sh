@@ -28,6 +28,21 @@ environment() { # $1: extras, e.g. "[test]"
     fi
 }
 
+# The tests drive a real ComfyUI where one can be had; its requirements go into the same environment.
+comfyui() {
+    if ! COMFYUI_PATH=$("$python" tests/comfyui/checkout.py); then
+        say "NO COMFYUI: the tests of the nodes in a real ComfyUI will be skipped (the reason is above)"
+        return
+    fi
+    export COMFYUI_PATH
+    say "testing with the ComfyUI in $COMFYUI_PATH"
+    stamp=".venv/comfyui-$("$python" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest()[:16])' "$COMFYUI_PATH/requirements.txt")"
+    if [ ! -e "$stamp" ]; then
+        "$python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt -r "$COMFYUI_PATH/requirements.txt"
+        touch "$stamp"
+    fi
+}
+
 case "${1:-}" in
 demo)
     environment ""
@@ -42,6 +57,7 @@ demo)
 test)
     environment "[test]"
     shift
+    comfyui
     say "ruff"
     "$python" -m ruff check .
     say "mypy"

@@ -44,7 +44,7 @@ class Previewer:
 
 
 def _published_tiny_vae() -> Path | None:
-    names = [name for name in folder_paths.get_filename_list("vae_approx") if name.startswith("taew2_1")]
+    names = [n for n in folder_paths.get_filename_list("vae_approx") if Path(n).name.startswith("taew2_1")]
     found = folder_paths.get_full_path("vae_approx", names[0]) if names else None
     return None if found is None else Path(found)
 

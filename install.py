@@ -1,0 +1,92 @@
+"""Run by ComfyUI-Manager after it has installed requirements.txt; by hand it also fetches weights, never unasked.
+
+    python install.py                    checks what the nodes need
+    python install.py --download NAME    fetches published weights into ComfyUI's models folder; without a name, a list
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent
+NEEDED = {"torch": "torch", "numpy": "numpy", "safetensors": "safetensors", "av": "av>=14"}
+WEIGHTS = (
+    "comfyui-1.3b",
+    "comfyui-14b",
+    "self-forcing",
+    "longlive",
+    "causal-forcing",
+    "causal-forcing-framewise",
+    "causvid",
+    "taehv",
+)
+
+
+def missing() -> list[str]:
+    """What to install, as pip names it."""
+    found = []
+    for module, requirement in NEEDED.items():
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            found.append(requirement)
+    return found
+
+
+def place(name: str, file: str) -> Path:
+    """Where ComfyUI looks for a file of a download, below its models folder."""
+    path = Path(file)
+    if path.parts[0] == "split_files":
+        return Path(*path.parts[1:])
+    if name == "taehv":
+        return Path("vae_approx", path.name)
+    folder = "loras" if "lora" in path.name else "diffusion_models"
+    return Path(folder, name, path.name)
+
+
+def download(name: str, models: Path) -> None:
+    """Fetches `name` and moves every file to where ComfyUI lists it. What has arrived is kept and gone on with."""
+    sys.path.insert(0, str(PACK))
+    from diag_core.hub import download as fetch
+
+    result = fetch(name, target_dir=models / ".diagdistill" / name)
+    for file in result.files:
+        target = models / place(name, file.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(result.folder / file.name, target)
+        print(f"{file.sha256}  {target}")  # noqa: T201 - a command line
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--download", nargs="?", const="", metavar="NAME", help="one of: " + ", ".join(WEIGHTS))
+    parser.add_argument(
+        "--models", type=Path, default=PACK.parents[1] / "models", help="ComfyUI's models folder (default: %(default)s)"
+    )
+    options = parser.parse_args()
+    lacking = missing()
+    if lacking:
+        print(f"ComfyUI DiagDistill needs: {sys.executable} -m pip install {' '.join(lacking)}", file=sys.stderr)  # noqa: T201
+        return 1
+    if options.download is None:
+        return 0
+    if options.download not in WEIGHTS:
+        print("choose one of: " + ", ".join(WEIGHTS), file=sys.stderr)  # noqa: T201
+        return 2
+    if not options.models.is_dir():
+        print(f"{options.models} is no folder: give ComfyUI's models folder with --models", file=sys.stderr)  # noqa: T201
+        return 2
+    try:
+        download(options.download, options.models)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
