@@ -46,7 +46,11 @@ class DiagDistillTinyVAELoader(io.ComfyNode):
                 )
             ],
             outputs=[
-                io.Vae.Output("vae", tooltip="For Streaming Decode, Start Image Latent and ComfyUI's own VAE nodes.")
+                io.Vae.Output(
+                    "vae",
+                    display_name="vae",
+                    tooltip="For Streaming Decode, Start Image Latent and ComfyUI's own VAE nodes.",
+                )
             ],
         )
 
@@ -85,7 +89,9 @@ class DiagDistillStreamingDecode(io.ComfyNode):
                     "pictures are the same.",
                 ),
             ],
-            outputs=[io.Image.Output("images", tooltip="All pictures of the video; 16 a second.")],
+            outputs=[
+                io.Image.Output("images", display_name="images", tooltip="All pictures of the video; 16 a second.")
+            ],
         )
 
     @classmethod

@@ -59,8 +59,14 @@ class DiagDistillDemoPrompt(io.ComfyNode):
                 )
             ],
             outputs=[
-                io.Conditioning.Output("conditioning", tooltip="For the Diagonal Sampler with the demo's model."),
-                io.Clip.Output("clip", tooltip="The encoder itself, for Prompt Timeline or CLIP Text Encode."),
+                io.Conditioning.Output(
+                    "conditioning",
+                    display_name="conditioning",
+                    tooltip="For the Diagonal Sampler with the demo's model.",
+                ),
+                io.Clip.Output(
+                    "clip", display_name="clip", tooltip="The encoder itself, for Prompt Timeline or CLIP Text Encode."
+                ),
             ],
         )
 

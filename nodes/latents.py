@@ -87,8 +87,10 @@ class DiagDistillEmptyLatent(io.ComfyNode):
             description="Size and length of a video to be sampled.",
             inputs=[*_size(), *_length(), _batch()],
             outputs=[
-                io.Latent.Output("latent", tooltip="For the Diagonal Sampler."),
-                io.Int.Output("pixel_frames", tooltip="How many pictures the video will have."),
+                io.Latent.Output("latent", display_name="latent", tooltip="For the Diagonal Sampler."),
+                io.Int.Output(
+                    "pixel_frames", display_name="pixel_frames", tooltip="How many pictures the video will have."
+                ),
             ],
         )
 
@@ -144,9 +146,15 @@ class DiagDistillStartLatent(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(
-                    "latent", tooltip="For the Diagonal Sampler: the given frames first, then empty ones."
+                    "latent",
+                    display_name="latent",
+                    tooltip="For the Diagonal Sampler: the given frames first, then empty ones.",
                 ),
-                io.Int.Output("pixel_frames", tooltip="How many pictures the video will have, given ones included."),
+                io.Int.Output(
+                    "pixel_frames",
+                    display_name="pixel_frames",
+                    tooltip="How many pictures the video will have, given ones included.",
+                ),
             ],
         )
 

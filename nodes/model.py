@@ -72,6 +72,7 @@ class DiagDistillModelLoader(io.ComfyNode):
             outputs=[
                 io.Model.Output(
                     "model",
+                    display_name="model",
                     tooltip="ComfyUI's own MODEL: LoRA, offloading and other packs' patches work as ever. It carries "
                     "the checkpoint's schedule, KV noise, window and sink to the Diagonal Sampler.",
                 )

@@ -243,9 +243,10 @@ class DiagDistillSamplerSelect(io.ComfyNode):
             description="Diagonal sampling as a SAMPLER, to be used with SamplerCustomAdvanced and its guiders.",
             inputs=[_preset(), _schedule_text(), *_settings(), _schedule()],
             outputs=[
-                io.Sampler.Output("sampler", tooltip="For SamplerCustomAdvanced."),
+                io.Sampler.Output("sampler", display_name="sampler", tooltip="For SamplerCustomAdvanced."),
                 io.Sigmas.Output(
                     "sigmas",
+                    display_name="sigmas",
                     tooltip="The first chunk's noise levels. SamplerCustomAdvanced asks for them; the sampler goes by "
                     "its schedule.",
                 ),

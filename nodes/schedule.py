@@ -65,12 +65,16 @@ class DiagDistillSchedule(io.ComfyNode):
                 ),
             ],
             outputs=[
-                SCHEDULE.Output("schedule", tooltip="For the Diagonal Sampler."),
-                io.Int.Output("forwards", tooltip="Denoising forwards of that many chunks."),
+                SCHEDULE.Output("schedule", display_name="schedule", tooltip="For the Diagonal Sampler."),
+                io.Int.Output("forwards", display_name="forwards", tooltip="Denoising forwards of that many chunks."),
                 io.Image.Output(
-                    "picture", tooltip="The staircase: chunks across, noise down, true timesteps on the marks."
+                    "picture",
+                    display_name="picture",
+                    tooltip="The staircase: chunks across, noise down, true timesteps on the marks.",
                 ),
-                io.String.Output("text", tooltip="The schedule in the usual notation, as it was understood."),
+                io.String.Output(
+                    "text", display_name="text", tooltip="The schedule in the usual notation, as it was understood."
+                ),
             ],
         )
 

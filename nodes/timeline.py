@@ -78,7 +78,11 @@ class DiagDistillPromptTimeline(io.ComfyNode):
                 *_switch(),
             ],
             outputs=[
-                io.Conditioning.Output("conditioning", tooltip="For the Diagonal Sampler, or Prompt Timeline Join.")
+                io.Conditioning.Output(
+                    "conditioning",
+                    display_name="conditioning",
+                    tooltip="For the Diagonal Sampler, or Prompt Timeline Join.",
+                )
             ],
         )
 
@@ -127,7 +131,11 @@ class DiagDistillTimelineJoin(io.ComfyNode):
                 _fps(),
                 *_switch(),
             ],
-            outputs=[io.Conditioning.Output("conditioning", tooltip="A timeline of both, for the Diagonal Sampler.")],
+            outputs=[
+                io.Conditioning.Output(
+                    "conditioning", display_name="conditioning", tooltip="A timeline of both, for the Diagonal Sampler."
+                )
+            ],
         )
 
     @classmethod
