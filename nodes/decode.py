@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 import comfy.utils
 import folder_paths
-import torch
 from comfy_api.latest import io
 
 from . import comfy_bridge
 from .demo_files import DEMO_NAME, vae_path
 from .files import chosen_file, file_fault, file_mark
-from .tiny_vae import TinyVideoVAE, load_tiny_vae, to_images
+from .pixels import decode_in_pieces
+from .tiny_vae import TinyVideoVAE, load_tiny_vae
 
 
 def _names() -> list[str]:
@@ -97,23 +99,24 @@ class DiagDistillStreamingDecode(io.ComfyNode):
     @classmethod
     def execute(cls, samples: dict[str, Any], vae: Any, chunk_frames: int) -> io.NodeOutput:
         latents = comfy_bridge.normalise(comfy_bridge.check_latent(samples))
-        pieces = latents.split(chunk_frames, dim=2)
-        network = comfy_bridge.wan_vae_of(vae, tuple(pieces[0].shape))
-        reference = next(iter(network.parameters()))  # type: ignore[attr-defined]
-        stream, progress = network.streaming_decoder(), comfy.utils.ProgressBar(len(pieces))
-        images = []
-        try:
-            with torch.no_grad():
-                for piece in pieces:
-                    comfy_bridge.check_interrupted()
-                    pixels = stream.push(piece.to(reference.device, reference.dtype))
-                    images.append(to_images(pixels).to(comfy_bridge.intermediate_device()))
-                    progress.update(1)
-        finally:
-            stream.reset()
-            if isinstance(vae, TinyVideoVAE):
-                vae.offload()
-        return io.NodeOutput(torch.cat(images, dim=1).flatten(0, 1))  # samples one after the other, as VAE Decode does
+        progress = comfy.utils.ProgressBar(math.ceil(latents.shape[2] / chunk_frames))
+        done = itertools.count()
+
+        def before_piece() -> None:
+            comfy_bridge.check_interrupted()
+            progress.update_absolute(next(done))
+
+        if isinstance(vae, TinyVideoVAE):
+            images = vae.decode_normalised(latents, chunk_frames, before_piece)
+        else:
+            network = comfy_bridge.wan_vae_of(vae, tuple(latents[:, :, :chunk_frames].shape))
+            reference = next(iter(network.parameters()))  # type: ignore[attr-defined]
+            images = decode_in_pieces(
+                network, latents, chunk_frames, device=reference.device, dtype=reference.dtype,
+                output_device=comfy_bridge.intermediate_device(), before_piece=before_piece,
+            )  # fmt: skip
+        progress.update_absolute(next(done))
+        return io.NodeOutput(images.flatten(0, 1))  # samples one after the other, as VAE Decode does
 
 
 NODES = [DiagDistillTinyVAELoader, DiagDistillStreamingDecode]

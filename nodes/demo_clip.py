@@ -38,6 +38,6 @@ class DemoClip:
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
-            f"the demo's text encoder has no weights and no '{name}': connect it to CLIP Text Encode or Prompt Timeline "
-            "only, and use LoraLoaderModelOnly for a LoRA"
+            f"the demo's text encoder has no weights and no '{name}': connect it to CLIP Text Encode or Prompt "
+            "Timeline only, and use LoraLoaderModelOnly for a LoRA"
         )

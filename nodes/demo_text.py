@@ -1,40 +1,13 @@
-"""Demo Prompt Encode: prompts for the embedded checkpoint, whose encoder has no weights.
-
-Legend: L text tokens, D text width.
-"""
+"""Demo Prompt Encode: prompts for the embedded checkpoint, whose encoder has no weights."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from comfy_api.latest import io
 
 from ..diag_core.demo_text import DemoTextEncoder
+from .demo_clip import DemoClip
 
 _EXAMPLE = "a red 3 moves right slowly and bounces, on a navy ground"
-
-
-class DemoClip:
-    """What ComfyUI's nodes ask of a CLIP, over the demo's encoder."""
-
-    def __init__(self) -> None:
-        self.encoder = DemoTextEncoder()
-
-    def clone(self) -> DemoClip:
-        return self
-
-    def tokenize(self, text: str, return_word_ids: bool = False, **_: Any) -> str:
-        return text
-
-    def encode_from_tokens_scheduled(self, tokens: str, **_: Any) -> list[Any]:
-        """One prompt -> CONDITIONING [[context [1,L,D], {}]]."""
-        return [[self.encoder.encode([tokens]), {}]]
-
-    def encode_from_tokens(self, tokens: str, return_pooled: bool = False, return_dict: bool = False) -> Any:
-        context = self.encoder.encode([tokens])
-        if return_dict:
-            return {"cond": context, "pooled_output": None}
-        return (context, None) if return_pooled else context
 
 
 class DiagDistillDemoPrompt(io.ComfyNode):

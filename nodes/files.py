@@ -33,6 +33,17 @@ def file_fault(field: str, name: str | None, names: Sequence[str]) -> bool | str
     return f"{field}: there is no file '{name}' in ComfyUI's folders; put it there, press R, and choose it again"
 
 
+def choice_fault(field: str, value: str | None, options: Sequence[str]) -> bool | str:
+    """The same for choices that are no files."""
+    if value is None or value in options:
+        return True
+    return f"{field}: there is no '{value}'; choose one of {', '.join(options)}"
+
+
+def first_fault(*faults: bool | str) -> bool | str:
+    return next((fault for fault in faults if fault is not True), True)
+
+
 def file_mark(path: Path) -> Any:
     """Changes when the file does, so that it is read anew."""
     status = path.stat()

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..diag_core.geometry import DEFAULT_FPS, latent_size, pixel_frames
 from . import comfy_bridge
-from .length import UNITS, latent_length
+from .files import choice_fault, first_fault
+from .length import MAX_SIZE, UNITS, latent_length, size_fault, usable_pixel_frames
 from .record import EXTEND_KEY, RECORD_KEY
 
 log = logging.getLogger(__name__)
@@ -27,23 +28,29 @@ _SINGLE, _FILL = "single latent frame", "repeat to fill a chunk"
 def _size() -> list[Any]:
     return [
         io.Int.Input(
-            "width", default=832, min=16, max=8192, step=16,
+            "width", default=832, min=16, max=MAX_SIZE, step=16,
             tooltip="Pixels, a multiple of 16. Wan 1.3B knows 832x480; the demo 64x64.",
         ),
-        io.Int.Input("height", default=480, min=16, max=8192, step=16, tooltip="Pixels, a multiple of 16."),
+        io.Int.Input("height", default=480, min=16, max=MAX_SIZE, step=16, tooltip="Pixels, a multiple of 16."),
     ]  # fmt: skip
 
 
-def _length(default: float = 5.0) -> list[Any]:
+_HOW_LONG = (
+    "In the unit below. 5 seconds are 81 pixel frames, 21 latent frames or 7 chunks. A length that is no whole number "
+    "of chunks is sampled to the next one and trimmed."
+)
+_HOW_MUCH_LONGER = "What is added, in the unit below. 3 seconds are 48 pixel frames, 12 latent frames or 4 chunks."
+
+
+def _length(tooltip: str = _HOW_LONG) -> list[Any]:
     return [
         io.Float.Input(
             "length",
-            default=default,
+            default=5.0,
             min=0.0,
             max=1_000_000.0,
             step=0.25,
-            tooltip="In the unit below. 5 seconds are 81 pixel frames, 21 latent frames or 7 chunks. A length that is "
-            "no whole number of chunks is sampled to the next one and trimmed.",
+            tooltip=tooltip,
         ),
         io.Combo.Input("unit", options=list(UNITS), default="seconds", tooltip="What the length counts."),
         io.Float.Input(
@@ -61,18 +68,6 @@ def _batch() -> Any:
     return io.Int.Input(
         "batch_size", default=1, min=1, max=64, tooltip="Videos at once; each takes a seed one higher than the last."
     )
-
-
-def _fault(width: int | None, height: int | None, length: float | None, unit: str | None) -> bool | str:
-    """For `validate_inputs`; what another node brings is None."""
-    try:
-        if width is not None and height is not None:
-            latent_size(height, width)
-        if length is not None and unit is not None:
-            latent_length(length, unit, DEFAULT_FPS, 3)
-    except ValueError as error:
-        return str(error)
-    return True
 
 
 class DiagDistillEmptyLatent(io.ComfyNode):
@@ -98,7 +93,7 @@ class DiagDistillEmptyLatent(io.ComfyNode):
     def validate_inputs(
         cls, width: int | None = None, height: int | None = None, length: float | None = None, unit: str | None = None
     ) -> bool | str:
-        return _fault(width, height, length, unit)
+        return size_fault(width, height, length, unit)
 
     @classmethod
     def execute(
@@ -160,9 +155,14 @@ class DiagDistillStartLatent(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, width: int | None = None, height: int | None = None, length: float | None = None, unit: str | None = None
+        cls,
+        width: int | None = None,
+        height: int | None = None,
+        length: float | None = None,
+        unit: str | None = None,
+        fill: str | None = None,
     ) -> bool | str:
-        return _fault(width, height, length, unit)
+        return first_fault(size_fault(width, height, length, unit), choice_fault("fill", fill, (_SINGLE, _FILL)))
 
     @classmethod
     def execute(
@@ -181,8 +181,6 @@ class DiagDistillStartLatent(io.ComfyNode):
         frames = latent_length(length, unit, fps, chunk_frames)
         pictures = comfy.utils.common_upscale(image[..., :3].movedim(-1, 1), width, height, "bicubic", "center")
         pictures = pictures.movedim(1, -1).clamp(0, 1)
-        if len(pictures) == 1 and fill == _FILL:
-            pictures = pictures.expand(pixel_frames(chunk_frames), -1, -1, -1)
         used = usable_pixel_frames(len(pictures), chunk_frames)
         if used < len(pictures):
             log.info(
@@ -190,8 +188,15 @@ class DiagDistillStartLatent(io.ComfyNode):
                 "frames",
                 used, len(pictures), chunk_frames,
             )  # fmt: skip
-        given = vae.encode(pictures[-used:])
-        comfy_bridge.check_latent({"samples": given})
+        pictures = pictures[-used:]
+        if used == 1 and fill == _FILL:
+            pictures = pictures.expand(pixel_frames(chunk_frames), -1, -1, -1)
+        given = vae.encode(pictures)
+        if given.ndim != 5 or given.shape[1] != _CHANNELS:
+            raise ValueError(
+                f"this VAE makes latents {list(given.shape)}, and a Wan 2.1 video's are [batch, 16, latent frames, "
+                "rows, columns]: connect the Wan 2.1 VAE (Load VAE), or one from Tiny VAE Loader"
+            )
         if given.shape[2] >= frames:
             raise ValueError(
                 f"the pictures fill {given.shape[2]} latent frames, and the length is {frames}: give a greater length "
@@ -203,13 +208,6 @@ class DiagDistillStartLatent(io.ComfyNode):
         mask[:, :, : given.shape[2]] = 0
         latent = {"samples": samples.repeat(batch_size, 1, 1, 1, 1), "noise_mask": mask.repeat(batch_size, 1, 1, 1, 1)}
         return io.NodeOutput(latent, pixel_frames(frames))
-
-
-def usable_pixel_frames(count: int, chunk_frames: int) -> int:
-    """How many of `count` pictures become given latent frames: a multiple of the chunk, or one more."""
-    latents = (count - 1) // 4 + 1
-    rest = latents % chunk_frames
-    return pixel_frames(latents if rest in (0, 1) else max(1, latents - rest))
 
 
 class DiagDistillExtend(io.ComfyNode):
@@ -225,7 +223,7 @@ class DiagDistillExtend(io.ComfyNode):
             "same seed and settings it is the video of one longer run.",
             inputs=[
                 io.Latent.Input("latent", tooltip="From the Diagonal Sampler, unchanged."),
-                *_length(),
+                *_length(_HOW_MUCH_LONGER),
             ],
             outputs=[
                 io.Latent.Output(
@@ -239,7 +237,7 @@ class DiagDistillExtend(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, length: float | None = None, unit: str | None = None) -> bool | str:
-        return _fault(None, None, length, unit)
+        return size_fault(None, None, length, unit)
 
     @classmethod
     def execute(cls, latent: dict[str, Any], length: float, unit: str, fps: float, chunk_frames: int) -> io.NodeOutput:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
-from ..diag_core.geometry import latent_frames, latent_frames_for
+from ..diag_core.geometry import latent_frames, latent_frames_for, latent_size, pixel_frames
 
 UNITS = ("seconds", "pixel frames", "latent frames", "chunks")
 MAX_LATENT_FRAMES = 100_000
+MAX_SIZE = 8192  # pixels
 
 
 def latent_length(length: float, unit: str, fps: float, chunk_frames: int, *, more: bool = False) -> int:
@@ -38,3 +39,27 @@ def latent_length(length: float, unit: str, fps: float, chunk_frames: int, *, mo
     if frames > MAX_LATENT_FRAMES:
         raise ValueError(f"length: {length:g} {unit} are {frames} latent frames; {MAX_LATENT_FRAMES} at most")
     return frames
+
+
+def size_fault(width: int | None, height: int | None, length: float | None, unit: str | None) -> bool | str:
+    """For `validate_inputs`: True, or what is wrong at any rate of pictures and any chunk size.
+
+    What another node brings is None. ComfyUI leaves the limits of what `validate_inputs` takes to it.
+    """
+    try:
+        if width is not None and height is not None:
+            latent_size(height, width)
+            if max(height, width) > MAX_SIZE:
+                return f"width and height are {MAX_SIZE} pixels at most, got {width} x {height}"
+        if length is not None and unit is not None:
+            latent_length(length, unit, fps=1.0, chunk_frames=1)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def usable_pixel_frames(count: int, chunk_frames: int) -> int:
+    """How many of `count` pictures become given latent frames: a multiple of the chunk, or one more."""
+    latents = (count - 1) // 4 + 1
+    rest = latents % chunk_frames
+    return pixel_frames(latents if rest in (0, 1) else max(1, latents - rest))

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..diag_core.checkpoint import load_tensors
 from . import comfy_bridge
 from .demo_files import DEMO_NAME, dit_path
-from .files import chosen_file, file_fault, file_mark
+from .files import choice_fault, chosen_file, file_fault, file_mark, first_fault
 
 NO_LORA = "none"
 
@@ -80,9 +80,14 @@ class DiagDistillModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name: str | None = None, lora_name: str | None = None) -> bool | str:
-        fault = file_fault("model_name", model_name, _models())
-        return fault if fault is not True else file_fault("lora_name", lora_name, _loras())
+    def validate_inputs(
+        cls, model_name: str | None = None, lora_name: str | None = None, dtype: str | None = None
+    ) -> bool | str:
+        return first_fault(
+            file_fault("model_name", model_name, _models()),
+            file_fault("lora_name", lora_name, _loras()),
+            choice_fault("dtype", dtype, comfy_bridge.DTYPES),
+        )
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, lora_name: str, **_: Any) -> Any:

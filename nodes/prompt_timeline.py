@@ -5,6 +5,7 @@ Legend: L text tokens, D text width.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from ..diag_core import SwitchPolicy
-from ..diag_core.timeline_text import latent_frame_of_time
+from ..diag_core.timeline_text import TimelineError, latent_frame_of_time, parse_timeline
 
 TIMELINE_KEY = "diagdistill_timeline"
+_CHUNK_SIZES = range(1, 65)  # what the sampler's widget takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,24 @@ class PromptTimeline:
                 )
             resolved.append((start, context))
         return resolved
+
+
+def read_prompts(text: str, fps: float) -> list[tuple[str, str]]:
+    """(time as written, prompt) of each entry of a timeline text, before the chunk size is known.
+
+    Raises:
+        ValueError: a fault that no chunk size heals. Whether "2c" comes before "1s" is for `PromptTimeline.resolve`.
+    """
+    try:
+        entries = parse_timeline(text, fps)
+    except TimelineError:
+        for chunk_frames in _CHUNK_SIZES:
+            with contextlib.suppress(TimelineError):
+                entries = parse_timeline(text, fps, chunk_frames)
+                break
+        else:
+            raise
+    return [(entry.label, entry.prompt) for entry in entries]
 
 
 def join_conditions(

@@ -8,9 +8,11 @@ from comfy_api.latest import io
 
 from ..diag_core import SwitchPolicy
 from ..diag_core.geometry import DEFAULT_FPS
-from ..diag_core.timeline_text import TimelineError, latent_frame_of_time, parse_timeline
-from .prompt_timeline import join_conditions
+from ..diag_core.timeline_text import TimelineError, latent_frame_of_time
+from .files import choice_fault
+from .prompt_timeline import join_conditions, read_prompts
 
+_RECACHE = ("chunks", "joint", "off")
 _EXAMPLE = "0s: a corgi runs along a beach, sunny day\n2.5s: the corgi swims in the sea"
 
 
@@ -37,7 +39,7 @@ def _switch() -> list[Any]:
         ),
         io.Combo.Input(
             "recache",
-            options=["chunks", "joint", "off"],
+            options=list(_RECACHE),
             default="chunks",
             tooltip="What a switch does to the memory of earlier chunks. 'chunks' and 'joint' recompute it under the "
             "new prompt (one by one, or at once as LongLive does): the video follows faster. 'off' leaves it: it "
@@ -87,24 +89,26 @@ class DiagDistillPromptTimeline(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, text: str | None = None, fps: float | None = None) -> bool | str:
+    def validate_inputs(
+        cls, text: str | None = None, fps: float | None = None, recache: str | None = None
+    ) -> bool | str:
         try:
             if text is not None:  # None: it comes from another node
-                parse_timeline(text, fps or DEFAULT_FPS)
-        except (TimelineError, ValueError) as error:
+                read_prompts(text, DEFAULT_FPS if fps is None else fps)
+        except ValueError as error:
             return f"text: {error}"
-        return True
+        return choice_fault("recache", recache, _RECACHE)
 
     @classmethod
     def execute(
         cls, clip: Any, text: str, fps: float, blend_chunks: int, recache: str, recache_sink: bool
     ) -> io.NodeOutput:
-        entries = parse_timeline(text, fps)
+        prompts = read_prompts(text, fps)
         encoded = {
             prompt: clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-            for prompt in dict.fromkeys(entry.prompt for entry in entries)
+            for prompt in dict.fromkeys(prompt for _, prompt in prompts)
         }
-        timed = [(entry.label, encoded[entry.prompt]) for entry in entries]
+        timed = [(time, encoded[prompt]) for time, prompt in prompts]
         switch = SwitchPolicy(recache, recache_sink)
         return io.NodeOutput(join_conditions(timed, fps=fps, blend_chunks=blend_chunks, switch=switch))
 
@@ -118,7 +122,8 @@ class DiagDistillTimelineJoin(io.ComfyNode):
             node_id="DiagDistillTimelineJoin",
             display_name="Prompt Timeline Join",
             category="DiagDistill",
-            description="Puts a hand-made conditioning (or a timeline) after another one. Chain it for more.",
+            description="Puts a hand-made conditioning (or a timeline) after another one. Chain it for more; "
+            "the last one's blend and recache count for all switches.",
             inputs=[
                 io.Conditioning.Input("before", tooltip="Counts from the beginning: any conditioning, or a timeline."),
                 io.Conditioning.Input("after", tooltip="Counts from the time below on."),
@@ -139,13 +144,17 @@ class DiagDistillTimelineJoin(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, at: str | None = None, fps: float | None = None) -> bool | str:
+    def validate_inputs(
+        cls, at: str | None = None, fps: float | None = None, recache: str | None = None
+    ) -> bool | str:
         try:
-            if at is not None and latent_frame_of_time(at, fps or DEFAULT_FPS) < 1:
+            if at is not None and latent_frame_of_time(at, DEFAULT_FPS if fps is None else fps) < 1:
                 return f"at: {at} is the beginning, where nothing would be left of 'before'; give a later time"
-        except (TimelineError, ValueError) as error:
+        except TimelineError as error:
+            return f"at: {error.reason}"
+        except ValueError as error:
             return f"at: {error}"
-        return True
+        return choice_fault("recache", recache, _RECACHE)
 
     @classmethod
     def execute(

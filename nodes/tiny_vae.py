@@ -5,6 +5,7 @@ Legend: B batch, F latent frames, T pixel frames, H and W pixels, h and w latent
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from torch import Tensor
 from ..diag_core.vae import TinyVAE, VideoVAE, vae_from_state_dict
 from ..diag_core.weights import open_weights
 from . import comfy_bridge
+from .pixels import decode_in_pieces, to_pixels
 
 _TIME_STRIDE = 4
+_PIECE_FRAMES = 3  # latent frames decoded at once
+_LIVE_COPIES = 4  # of a layer's output, while the next one is computed
 
 
 def load_tiny_vae(path: Path) -> TinyVAE:
@@ -49,6 +53,13 @@ class TinyVideoVAE:
         self.vae_dtype = comfy_bridge.vae_dtype(self.device)
         self.output_device = comfy_bridge.intermediate_device()
 
+    def make_room(self, pixel_frames: int, height: int, width: int) -> None:
+        """Frees memory for so many pixel frames at once; estimated from the layers that see whole pixels."""
+        config = self.first_stage_model.config
+        widest = max(config.encoder_width, config.decoder_widths[3]) / config.patch_size**2
+        needed = _LIVE_COPIES * widest * pixel_frames * height * width * self.vae_dtype.itemsize
+        comfy_bridge.free_memory(needed, self.device)
+
     def on_device(self) -> VideoVAE:
         """The network where it computes; `offload` takes it away again."""
         vae: VideoVAE = self.first_stage_model.to(self.device, self.vae_dtype)
@@ -61,26 +72,34 @@ class TinyVideoVAE:
     def decode(self, samples: Tensor, vae_options: Any = None) -> Tensor:
         """[B,16,F,h,w] -> pixels [B,T,H,W,3] in 0..1, on the CPU."""
         latents = comfy_bridge.normalise(comfy_bridge.check_latent({"samples": samples}))
+        return self.decode_normalised(latents, _PIECE_FRAMES)
+
+    def decode_normalised(
+        self, latents: Tensor, piece_frames: int, before_piece: Callable[[], None] = comfy_bridge.check_interrupted
+    ) -> Tensor:
+        """Normalised latents [B,16,F,h,w] -> pixels [B,T,H,W,3] in 0..1, `piece_frames` latent frames at a time."""
+        batch, _, frames, rows, columns = latents.shape
+        stride = self.first_stage_model.spatial_stride
+        self.make_room(batch * min(piece_frames, frames) * _TIME_STRIDE, rows * stride, columns * stride)
         try:
-            pixels = self.on_device().decode(latents.to(self.device, self.vae_dtype))
+            return decode_in_pieces(
+                self.on_device(), latents, piece_frames, device=self.device, dtype=self.vae_dtype,
+                output_device=self.output_device, before_piece=before_piece,
+            )  # fmt: skip
         finally:
             self.offload()
-        return to_images(pixels).to(self.output_device)
 
     def decode_tiled(self, samples: Tensor, **_: Any) -> Tensor:
-        """As `decode`: it is small enough to need no tiles."""
+        """As `decode`, which needs no tiles: it takes the video in pieces."""
         return self.decode(samples)
 
     @torch.no_grad()
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Pixels [T,H,W,3] (one video) or [B,T,H,W,3] in 0..1 -> [B,16,F,h,w]; T and sizes are cropped to what fits."""
-        pixels = pixel_samples.unsqueeze(0) if pixel_samples.ndim == 4 else pixel_samples
-        stride = self.first_stage_model.spatial_stride
-        frames, height, width = pixels.shape[1], pixels.shape[2] // stride * stride, pixels.shape[3] // stride * stride
-        pixels = pixels[:, : frames - (frames - 1) % _TIME_STRIDE, :height, :width, :3]
-        pixels = pixels.movedim(-1, 1).to(self.device, self.vae_dtype) * 2 - 1
+        pixels = to_pixels(pixel_samples, self.first_stage_model.spatial_stride)
+        self.make_room(pixels.shape[0] * pixels.shape[2], *pixels.shape[3:])
         try:
-            latents = self.on_device().encode(pixels)
+            latents = self.on_device().encode(pixels.to(self.device, self.vae_dtype))
         finally:
             self.offload()
         return comfy_bridge.denormalise(latents.float()).to(self.output_device)
@@ -105,8 +124,3 @@ class TinyVideoVAE:
 
     def get_sd(self) -> dict[str, Tensor]:
         return self.first_stage_model.state_dict()
-
-
-def to_images(pixels: Tensor) -> Tensor:
-    """Pixels [B,3,T,H,W] in -1..1 -> [B,T,H,W,3] in 0..1, float32."""
-    return pixels.movedim(1, -1).float().add(1).div(2).clamp(0, 1)

@@ -1,0 +1,91 @@
+// Diagonal Sampler and Diagonal Sampler Select: which settings count, what they are, and what the last run did.
+import { app } from "/scripts/app.js";
+import { after, ask, make, onWidgetChange, placeElement, short, t, trueTimestep, valuesOf, widgetOf } from "./common.js";
+import "./style.js";
+
+const NODES = ["DiagDistillSampler", "DiagDistillSamplerSelect"];
+const SETTINGS = ["shift", "kv_noise", "reuse_last_step", "window", "sink", "positions", "chunk_frames", "step", "cfg"];
+const [FROM_MODEL, CUSTOM] = ["from model", "custom"];
+const LINE = 16;
+let presets = {};
+
+class SamplerSettings {
+  constructor(node) {
+    this.node = node;
+    this.source = make("div");
+    this.noise = make("div");
+    this.result = make("div", { class: "ddx-result" });
+    this.element = make("div", { class: "ddx ddx-status" }, this.source, this.noise, this.result);
+    this.element.style.textWrap = "pretty";
+    this.widget = placeElement(node, "diagdistill_status", this.element, {
+      minHeight: () => this.height(),
+      onDraw: () => this.tell(),
+    });
+    // Anything that grows would take the room that the preview below needs.
+    this.widget.options.getMaxHeight = () => this.height();
+    onWidgetChange(node, ["preset"], () => this.choose());
+    onWidgetChange(node, ["kv_noise", "shift"], () => this.tell());
+    after(node, "onConfigure", () => this.choose());
+    after(node, "onExecuted", (output) => this.report(output));
+    this.choose();
+  }
+
+  height() {
+    return 20 + (this.lines ?? 2) * LINE;
+  }
+
+  /** The settings of a named preset are shown, and can be changed with "custom" only. */
+  choose() {
+    const preset = widgetOf(this.node, "preset")?.value;
+    const settings = presets[preset];
+    for (const name of SETTINGS) {
+      const widget = widgetOf(this.node, name);
+      if (!widget) continue;
+      if (settings && name in settings && widget.value !== settings[name]) widget.value = settings[name];
+      widget.disabled = preset !== CUSTOM;
+    }
+    this.tell();
+    this.node.graph?.setDirtyCanvas?.(true, true);
+  }
+
+  tell() {
+    const { preset, kv_noise: noise, shift } = valuesOf(this.node, ["preset", "kv_noise", "shift"]);
+    const key = `${preset} ${noise} ${shift}`;
+    if (key === this.key) return;
+    this.key = key;
+    this.source.textContent =
+      preset === FROM_MODEL ? t("fromModel") : preset === CUSTOM ? t("custom") : t("fromPreset", { name: preset });
+    this.noise.textContent = t("kvNoise", { n: short(noise ?? 0), m: short(trueTimestep(noise ?? 0, shift ?? 5)) });
+  }
+
+  report(output) {
+    const text = output?.diagdistill?.[0];
+    if (typeof text !== "string") return;
+    this.result.textContent = this.result.title = text;
+    // Room for it: the lines are counted at the node's width, and the node grows by what is missing.
+    const perLine = Math.max(20, (this.node.size[0] - 24) / 5.6);
+    const lines = 2 + Math.min(3, Math.ceil(text.length / perLine));
+    const missing = (lines - (this.lines ?? 2)) * LINE;
+    this.lines = Math.max(lines, this.lines ?? 2);
+    if (missing > 0) this.node.setSize([this.node.size[0], this.node.size[1] + missing]);
+    this.node.graph?.setDirtyCanvas?.(true, true);
+  }
+}
+
+app.registerExtension({
+  name: "DiagDistill.SamplerSettings",
+  init() {
+    // Not awaited: a slow server must not hold up the front end; nodes that are there by then are told.
+    ask("presets").then((answer) => {
+      if (answer.error) return;
+      presets = answer;
+      for (const node of app.graph?.nodes ?? []) node.diagdistillSettings?.choose();
+    });
+  },
+  nodeCreated(node) {
+    if (!NODES.includes(node.comfyClass) || !node.addDOMWidget || !widgetOf(node, "preset")) return;
+    node.diagdistillSettings = new SamplerSettings(node);
+    const needed = node.computeSize();
+    node.setSize([Math.max(node.size[0], needed[0], 340), Math.max(node.size[1], needed[1])]);
+  },
+});
