@@ -14,7 +14,6 @@ from io import BytesIO
 from typing import Any
 
 import websocket
-
 from graphs import Graph
 
 _PREVIEW_WITH_METADATA = 4

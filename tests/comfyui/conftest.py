@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkout import HOW, NoComfyUI, find
+from checkout import NoComfyUI, find
 from comfy_client import ComfyClient, Run
 from comfy_server import PACK, PACK_NAME, ComfyServer
 from graphs import Graph
