@@ -34,6 +34,8 @@ def write_models(models: Path) -> None:
     save_file(image_to_video, models / "diffusion_models" / "wan_i2v.safetensors")
     (models / "diffusion_models" / "page.safetensors").write_text("<!doctype html><html>not found</html>")
     save_file(random_lora(), models / "loras" / "small.safetensors")
+    (models / "diffusion_models" / "nested").mkdir(exist_ok=True)
+    save_file(random_lora(), models / "diffusion_models" / "nested" / "lora.safetensors")
     save_file(random_text_encoder(), models / "text_encoders" / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
     vae = {name: tensor.to(torch.bfloat16) for name, tensor in WanVAE(dim=96).state_dict().items()}
     save_file(vae, models / "vae" / "wan_2.1_vae.safetensors")
@@ -53,8 +55,8 @@ def random_lora(rank: int = 4) -> dict[str, Tensor]:
     for block in range(CONFIG.num_layers):
         for part in ("self_attn.q", "self_attn.v", "cross_attn.k"):
             key = f"diffusion_model.blocks.{block}.{part}"
-            tensors[f"{key}.lora_A.weight"] = torch.randn(rank, CONFIG.dim) * 0.1
-            tensors[f"{key}.lora_B.weight"] = torch.randn(CONFIG.dim, rank) * 0.1
+            tensors[f"{key}.lora_A.weight"] = torch.randn(rank, CONFIG.dim) * 0.3
+            tensors[f"{key}.lora_B.weight"] = torch.randn(CONFIG.dim, rank) * 0.3
     return tensors
 
 
