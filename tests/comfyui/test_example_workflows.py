@@ -1,4 +1,4 @@
-"""Every example workflow is whole and runs: the demo as it is, the others small, on random models of the same layout."""
+"""Every example workflow is whole and runs: the demo as it is, the others small, on random models of that layout."""
 
 from __future__ import annotations
 

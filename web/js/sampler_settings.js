@@ -1,6 +1,6 @@
 // Diagonal Sampler and Diagonal Sampler Select: which settings count, what they are, and what the last run did.
 import { app } from "/scripts/app.js";
-import { after, ask, make, onWidgetChange, placeElement, short, t, trueTimestep, valuesOf, widgetOf } from "./common.js";
+import { after, ask, isLinked, make, onWidgetChange, placeElement, short, t, trueTimestep, valuesOf, widgetOf } from "./common.js";
 import "./style.js";
 
 const NODES = ["DiagDistillSampler", "DiagDistillSamplerSelect"];
@@ -9,6 +9,18 @@ const [FROM_MODEL, CUSTOM] = ["from model", "custom"];
 const LINE = 16;
 let presets = {};
 
+/** A disabled widget shows no value in this front end; what a preset brings is to be read, though. */
+function showValue(node, widget) {
+  if (!("_displayValue" in widget)) return; // a front end that draws widgets in another way
+  Object.defineProperty(widget, "_displayValue", {
+    configurable: true,
+    get() {
+      if (isLinked(node, this.name)) return "";
+      return typeof this.value === "number" ? this.value.toFixed(this.options?.precision ?? 3) : String(this.value);
+    },
+  });
+}
+
 class SamplerSettings {
   constructor(node) {
     this.node = node;
@@ -16,7 +28,7 @@ class SamplerSettings {
     this.noise = make("div");
     this.result = make("div", { class: "ddx-result" });
     this.element = make("div", { class: "ddx ddx-status" }, this.source, this.noise, this.result);
-    this.element.style.textWrap = "pretty";
+    for (const name of SETTINGS) if (widgetOf(node, name)) showValue(node, widgetOf(node, name));
     this.widget = placeElement(node, "diagdistill_status", this.element, {
       minHeight: () => this.height(),
       onDraw: () => this.tell(),
@@ -53,7 +65,7 @@ class SamplerSettings {
     const key = `${preset} ${noise} ${shift}`;
     if (key === this.key) return;
     this.key = key;
-    this.source.textContent =
+    this.source.textContent = this.source.title =
       preset === FROM_MODEL ? t("fromModel") : preset === CUSTOM ? t("custom") : t("fromPreset", { name: preset });
     this.noise.textContent = t("kvNoise", { n: short(noise ?? 0), m: short(trueTimestep(noise ?? 0, shift ?? 5)) });
   }

@@ -68,9 +68,9 @@ const STYLE = `
 .ddx-row input:focus, .ddx-row textarea:focus { border-color: var(--ddx-accent); }
 .ddx-row input:disabled { opacity: 0.6; }
 .ddx-row .ddx-button { padding: 0 5px; border-color: transparent; font-size: 12px; }
-.ddx-status { justify-content: center; gap: 2px; font-size: 11px; color: var(--ddx-dim); user-select: text; }
-.ddx-status div { flex: none; max-height: 4.1em; overflow: hidden auto; }
-.ddx-status .ddx-result { color: var(--ddx-text); }
+.ddx-status { gap: 0; line-height: 16px; font-size: 11px; color: var(--ddx-dim); user-select: text; }
+.ddx-status div { flex: none; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.ddx-status .ddx-result { color: var(--ddx-text); white-space: normal; flex: 0 1 auto; overflow: hidden auto; }
 `;
 
 const element = document.createElement("style");

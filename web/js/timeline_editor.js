@@ -77,8 +77,10 @@ class TimelineEditor {
     this.written = text;
     const typing = this.rows.contains(document.activeElement);
     const same = this.entries.length === answer.entries.length;
-    answer.entries.forEach((entry, i) => typing && same && (entry.prompt = this.entries[i].prompt));
-    this.entries = answer.entries;
+    this.entries = answer.entries.map((entry, i) => ({
+      ...entry, // answers are kept for later, and the entries are edited
+      prompt: typing && same ? this.entries[i].prompt : entry.prompt,
+    }));
     this.chosen = Math.min(this.chosen, this.entries.length - 1);
     this.ruler.set(this.entries, fps, this.chosen);
     if (typing && same) this.label();
@@ -104,10 +106,10 @@ class TimelineEditor {
       time.disabled = index === 0;
       away.style.visibility = index ? "visible" : "hidden";
       prompt.value = entry.prompt;
-      time.addEventListener("change", () => this.retime(entry, time.value));
+      time.addEventListener("change", () => this.retime(index, time.value));
       time.addEventListener("keydown", (event) => event.key === "Enter" && time.blur());
       prompt.addEventListener("input", () => {
-        entry.prompt = prompt.value;
+        this.entries[index].prompt = prompt.value;
         this.written = this.text();
         setWidgets(this.node, { text: this.written }); // counts at once; undone as a whole when the field is left
         this.ruler.render();
@@ -173,8 +175,8 @@ class TimelineEditor {
   }
 
   /** A time written by hand; whether it is one, and in order, is Python's to say. */
-  retime(entry, label) {
-    entry.label = label.trim();
+  retime(index, label) {
+    this.entries[index].label = label.trim();
     this.write();
   }
 
