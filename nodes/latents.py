@@ -184,8 +184,8 @@ class DiagDistillStartLatent(io.ComfyNode):
         used = usable_pixel_frames(len(pictures), chunk_frames)
         if used < len(pictures):
             log.info(
-                "Start Image Latent: the last %d of %d pictures are used; that many make whole chunks of %d latent "
-                "frames, or one latent frame more",
+                "Start Image Latent: the last %d of %d pictures are used; that many fill whole chunks of %d latent "
+                "frames",
                 used, len(pictures), chunk_frames,
             )  # fmt: skip
         pictures = pictures[-used:]

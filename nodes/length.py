@@ -59,7 +59,11 @@ def size_fault(width: int | None, height: int | None, length: float | None, unit
 
 
 def usable_pixel_frames(count: int, chunk_frames: int) -> int:
-    """As many of `count` pictures as make whole chunks of latent frames, or one latent frame more."""
+    """How many of `count` pictures become given latent frames: a multiple of the chunk, or one more.
+
+    Where some must go, whole chunks are left: models were trained on those, and a first latent frame that stands alone
+    is strange to them.
+    """
     latents = (count - 1) // 4 + 1
-    beyond_one_more = max(0, latents % chunk_frames - 1)
-    return pixel_frames(latents - beyond_one_more)
+    rest = latents % chunk_frames
+    return pixel_frames(latents if rest in (0, 1) else max(1, latents - rest))

@@ -38,7 +38,7 @@ def read_schedule(query: Mapping[str, str]) -> dict[str, Any]:
 def write_schedule(lists: Any) -> dict[str, Any]:
     """Edited lists {"chunks", "cycle", "after_switch", "shift"} -> the texts of the node's fields, or {"error": ..}."""
     try:
-        shift = float(lists.get("shift", DEFAULT_SHIFT))
+        shift = lists.get("shift", DEFAULT_SHIFT)
         return dict(parts_of(lists["chunks"], lists.get("cycle", ()), lists.get("after_switch", ()), shift))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return {"error": str(error) or "lists of steps are expected"}
@@ -87,12 +87,25 @@ def presets() -> dict[str, Any]:
     }
 
 
+async def read_body(request: Any) -> str | None:
+    """The text of a request; None where it is longer than MAX_TEXT bytes, however it was sent."""
+    data = b""
+    async for piece in request.content.iter_any():
+        data += piece
+        if len(data) > MAX_TEXT:
+            return None
+    return data.decode("utf-8", "replace")
+
+
 def register() -> None:
-    """Adds the routes to ComfyUI's server."""
+    """Adds the routes to ComfyUI's server; without a server (nodes checked by a tool) there is nothing to add to."""
     from aiohttp import web
     from server import PromptServer
 
-    routes = PromptServer.instance.routes
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return
+    routes = server.routes
 
     def answering(read: Callable[[Mapping[str, str]], dict[str, Any]]) -> Callable[[Any], Any]:
         async def answer(request: Any) -> Any:
@@ -106,11 +119,12 @@ def register() -> None:
         return web.json_response(presets())
 
     async def answer_lists(request: Any) -> Any:
-        if (request.content_length or 0) > MAX_TEXT:
+        body = await read_body(request)
+        if body is None:
             return web.json_response({"error": f"more than {MAX_TEXT} characters"}, status=413)
         try:
-            lists = json.loads(await request.text())
-        except ValueError as error:
+            lists = json.loads(body)
+        except (ValueError, RecursionError) as error:
             return web.json_response({"error": f"no JSON: {error}"}, status=400)
         return web.json_response(write_schedule(lists))
 

@@ -40,6 +40,20 @@ def write_models(models: Path) -> None:
     vae = {name: tensor.to(torch.bfloat16) for name, tensor in WanVAE(dim=96).state_dict().items()}
     save_file(vae, models / "vae" / "wan_2.1_vae.safetensors")
     torch.save(dict(TinyVAE().state_dict()), models / "vae_approx" / "taew2_1.pth")
+    write_wrong_models(models, dit, vae)
+
+
+def write_wrong_models(models: Path, dit: dict[str, Tensor], vae: dict[str, Tensor]) -> None:
+    """Whole files in folders where they do not belong, and a model of another family that ComfyUI does load."""
+    save_file(vae, models / "diffusion_models" / "vae_among_models.safetensors")
+    save_file(dit, models / "vae_approx" / "model_among_vaes.safetensors")
+    save_file(vae, models / "vae_approx" / "full_vae.safetensors")
+    # What ComfyUI tells an LTX-Video model by; the rest of its weights may be absent.
+    ltxv = {
+        "adaln_single.emb.timestep_embedder.linear_1.bias": torch.zeros(64),
+        "transformer_blocks.0.attn2.to_k.weight": torch.zeros(64, 32),
+    }
+    save_file(ltxv, models / "diffusion_models" / "ltxv.safetensors")
 
 
 def random_dit() -> dict[str, Tensor]:

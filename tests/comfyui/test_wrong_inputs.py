@@ -153,3 +153,53 @@ def test_extending_what_was_not_sampled_here(complaint):
         return node
 
     assert "Start Image Latent" in complaint(build)
+
+
+@pytest.mark.parametrize("name", ["vae_among_models.safetensors", "ltxv.safetensors"])
+def test_a_file_that_is_no_wan_model(complaint, name):
+    def build(g):
+        node = g.add("DiagDistillModelLoader", model_name=name)
+        sampled(g, model=node)
+        return node
+
+    message = complaint(build)
+    assert name in message and "Wan" in message and "Traceback" not in message
+
+
+def test_a_model_of_another_family(complaint):
+    message = complaint(lambda g: sampled(g, model=g.add("UNETLoader", unet_name="ltxv.safetensors")))
+    assert "LTXV" in message and "Load a Wan model" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("model_among_vaes.safetensors", "VAE"), ("full_vae.safetensors", "Load VAE")]
+)
+def test_a_file_that_is_no_tiny_vae(complaint, name, said):
+    message = complaint(lambda g: decoded(g, name))
+    assert name in message and said in message
+
+
+def test_streaming_decode_with_another_kind_of_vae(complaint):
+    def build(g):
+        vae = g.add("VAELoader", vae_name="pixel_space")
+        node = g.add("DiagDistillStreamingDecode", samples=g.empty(), vae=vae)
+        g.add("PreviewImage", images=node)
+        return node
+
+    message = complaint(build)
+    assert "Streaming Decode takes" in message or "Tiny VAE Loader" in message
+
+
+def test_a_join_at_the_beginning_and_at_no_time(complaint):
+    def build(g, at):
+        node = g.add("DiagDistillTimelineJoin", before=g.prompt(), after=g.prompt(""), at=at)
+        sampled(g, positive=node)
+        return node
+
+    for at in ("0s", "soon", ""):
+        assert "at:" in complaint(lambda g, at=at: build(g, at))
+
+
+def test_an_unknown_choice(complaint):
+    message = complaint(lambda g: sampled(g, preset="best"))
+    assert "preset" in message and "diagdistill" in message

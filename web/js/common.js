@@ -158,9 +158,16 @@ export function showWidget(node, name, shown) {
   const widget = widgetOf(node, name);
   if (!widget || !!widget.hidden === !shown) return;
   widget.hidden = !shown;
-  // The layout keeps room for hidden widgets unless they say that they need none (it adds 4 to each).
-  if (shown) delete widget.computeSize;
-  else widget.computeSize = () => [0, -4];
+  const place = { configurable: true, enumerable: true };
+  if (shown) {
+    delete widget.computeSize;
+    Object.defineProperty(widget, "y", { ...place, value: 0, writable: true }); // until the next layout
+  } else {
+    // The layout keeps room for hidden widgets unless they say that they need none (it adds 4 to each), and their
+    // sockets would catch the links meant for the next widget unless they are out of reach.
+    widget.computeSize = () => [0, -4];
+    Object.defineProperty(widget, "y", { ...place, get: () => -10_000, set: () => {} });
+  }
 }
 
 /** Makes room for what the node shows now, and never takes any away. */

@@ -1,6 +1,8 @@
 // Diagonal Sampler and Diagonal Sampler Select: which settings count, what they are, and what the last run did.
 import { app } from "/scripts/app.js";
-import { after, ask, isLinked, make, onWidgetChange, placeElement, short, t, trueTimestep, valuesOf, widgetOf } from "./common.js";
+import {
+  after, ask, isLinked, make, onWidgetChange, placeElement, short, t, trueTimestep, valuesOf, widgetOf,
+} from "./common.js";
 import "./style.js";
 
 const NODES = ["DiagDistillSampler", "DiagDistillSamplerSelect"];
@@ -67,7 +69,9 @@ class SamplerSettings {
     this.key = key;
     this.source.textContent = this.source.title =
       preset === FROM_MODEL ? t("fromModel") : preset === CUSTOM ? t("custom") : t("fromPreset", { name: preset });
-    this.noise.textContent = t("kvNoise", { n: short(noise ?? 0), m: short(trueTimestep(noise ?? 0, shift ?? 5)) });
+    // What the checkpoint says is not known before a run; the result tells it.
+    const level = { n: short(noise ?? 0), m: short(trueTimestep(noise ?? 0, shift ?? 5)) };
+    this.noise.textContent = preset === FROM_MODEL ? "" : t("kvNoise", level);
   }
 
   report(output) {

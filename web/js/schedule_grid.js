@@ -60,18 +60,18 @@ export class ScheduleGrid {
     return this.lists[part][column] ?? (part === "chunks" ? this.shown[column] : undefined);
   }
 
-  /** A repeated column becomes one of its own as soon as it is edited; those of a cycle have their home there. */
+  /** A repeated column becomes one of its own as soon as it is edited, and those after it go on as they were. */
   own(place) {
-    const { chunks, cycle } = this.lists;
-    if (place.part !== "chunks" || place.column < chunks.length) return true;
-    if (cycle.length || !chunks.length) return false;
-    while (chunks.length <= place.column) chunks.push([...chunks.at(-1)]);
-    return true;
+    const { chunks } = this.lists;
+    if (place.part !== "chunks" || place.column < chunks.length) return;
+    const last = Math.min(place.column + 1, this.count - 1);
+    while (chunks.length <= Math.max(place.column, last)) chunks.push([...chunks.at(-1)]);
   }
 
   layout() {
     const own = this.lists.chunks.length;
-    const drawn = Math.max(own, Math.min(this.count, Math.max(GHOSTS, own + 2)));
+    const goesOn = !this.lists.cycle.length; // with a cycle, that is what goes on
+    const drawn = goesOn ? Math.max(own, Math.min(this.count, Math.max(GHOSTS, own + 2))) : own;
     const sizes = { chunks: drawn, cycle: this.lists.cycle.length, after_switch: this.lists.after_switch.length };
     const room = this.element.clientWidth - AXIS - PARTS.length * MORE - (PARTS.length - 1) * GAP - 6;
     const width = this.columnWidth(Object.values(sizes).filter((size) => size), room);
@@ -211,10 +211,7 @@ export class ScheduleGrid {
       this.onHover("");
     } else {
       const steps = this.steps(place) ?? [];
-      const owned = place.part !== "chunks" || place.column < this.lists.chunks.length || !this.lists.cycle.length;
-      if (place.step === undefined && owned) {
-        place.fresh = this.free(steps, this.stepAt(place.y, event.shiftKey));
-      }
+      if (place.step === undefined) place.fresh = this.free(steps, this.stepAt(place.y, event.shiftKey));
       const step = place.step === undefined ? place.fresh : steps[place.step];
       const name = PARTS.find(([part]) => part === place.part)[2];
       const words = [t(name, { n: place.column + 1 })];
@@ -240,7 +237,7 @@ export class ScheduleGrid {
     if (!place || !this.lists) return;
     if (event.button === 2) return this.removeStep(place);
     this.before = copy(this.lists);
-    if (!this.own(place)) return;
+    this.own(place);
     const steps = this.steps(place);
     if (place.step === undefined) {
       const step = this.free(steps, this.stepAt(place.y, event.shiftKey));
@@ -294,7 +291,8 @@ export class ScheduleGrid {
 
   removeStep(place) {
     this.before = copy(this.lists);
-    if (place.step === undefined || this.steps(place).length < 2 || !this.own(place)) return;
+    if (place.step === undefined || this.steps(place).length < 2) return;
+    this.own(place);
     this.steps(place).splice(place.step, 1);
     this.chosen = this.hover = null;
     this.done();
@@ -307,9 +305,9 @@ export class ScheduleGrid {
       lists.push([...(lists.at(-1) ?? this.lists.chunks.at(-1) ?? this.shown.at(-1))]);
       if (part === "chunks") this.count = Math.max(this.count, lists.length);
     } else {
-      if (part === "chunks" && lists.length < 2) return;
+      if (part === "chunks" && lists.length < 2 && !this.lists.cycle.length) return;
       // The last column goes out of sight too, where it was the last one shown.
-      if (part === "chunks" && this.count === lists.length) this.count -= 1;
+      if (part === "chunks" && this.count === lists.length) this.count = Math.max(1, this.count - 1);
       lists.pop();
     }
     this.chosen = this.hover = null;
@@ -326,7 +324,7 @@ export class ScheduleGrid {
       this.removeStep(place);
     } else if (event.key === "ArrowUp" || event.key === "ArrowDown") {
       this.before = copy(this.lists);
-      if (!this.own(place)) return true;
+      this.own(place);
       this.shiftStep(place, steps[place.step] + (event.key === "ArrowUp" ? grain : -grain), grain);
       this.done();
     } else if (event.key === "ArrowLeft" || event.key === "ArrowRight") {

@@ -153,7 +153,7 @@ class TimelineEditor {
 
   /** A new switch begins with the words before it, so that the text is a timeline at any moment. */
   add(seconds) {
-    if (seconds == null || !this.entries.length) return;
+    if (seconds == null || this.failed || !this.entries.length) return;
     const index = this.entries.filter((entry) => entry.seconds < seconds).length;
     const prompt = this.entries[index - 1].prompt;
     this.entries.splice(index, 0, { label: this.ruler.labelOf(seconds), seconds, prompt });
@@ -162,7 +162,7 @@ class TimelineEditor {
   }
 
   take(index) {
-    if (!index) return; // the first prompt is where the video begins
+    if (!index || this.failed) return; // the first prompt is where the video begins
     this.entries.splice(index, 1);
     this.changed(index - 1);
   }
