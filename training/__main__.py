@@ -1,58 +1,113 @@
-"""`python -m training COMMAND`: the moving-digits model from nothing to a scored checkpoint."""
+"""`python -m training COMMAND`: the moving-digits model, from nothing to a distilled, scored checkpoint."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import sys
 from pathlib import Path
 
+import torch
+
+from .metrics import Collapse
+from .overrides import with_overrides
+from .recipes.moving_digits import RECIPES
 from .recipes.toy import ToyRecipe, toy, toy_smoke
+from .stages import moving_digits, toy_teacher
 
 
 def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        {"toy": _toy, "toy-teacher": _toy_teacher, "toy-evaluate": _toy_evaluate}[options.command](options)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201 - this is the command line
+        return 130
+    except (ValueError, OSError, Collapse, FloatingPointError) as error:
+        print(f"error: {_told(error)}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    resumes = "Each stage goes on where it was stopped; one that is finished is not repeated."
+
+    distilled = commands.add_parser(
+        "toy", help="train the moving-digits model and distil it, all stages or one",
+        description=f"{resumes} Fields of the recipe can be changed: stage1.steps=100 stage2.weights.gamma=0.5",
+    )  # fmt: skip
+    distilled.add_argument("fields", nargs="*", metavar="field=value", help="changes of the recipe")
+    distilled.add_argument("--recipe", choices=tuple(RECIPES), default="toy", help=_recipes_help())
+    distilled.add_argument("--stage", choices=tuple(moving_digits.STAGES), help="this one alone, not all of them")
+    distilled.add_argument("--device", help="cpu, cuda, ...: the accelerator where there is one")
+    _add_folder(distilled)
+
     teacher = commands.add_parser(
-        "toy-teacher",
-        help="train the moving-digits autoencoder and causal model, score them and write the checkpoint",
-        description="Each stage resumes where it was stopped; one that is finished is not repeated.",
-    )
-    teacher.add_argument(
-        "--out", type=Path, default=Path("runs/toy"), help="folder of all results (default: %(default)s)"
-    )
+        "toy-teacher", help="train the moving-digits autoencoder, classifier and teacher, and score the teacher",
+        description=resumes,
+    )  # fmt: skip
     teacher.add_argument("--recipe", choices=("toy", "toy-smoke"), default="toy", help="toy-smoke: seconds, for a test")
-    teacher.add_argument("--seed", type=int, help="instead of the recipe's")
+    _add_folder(teacher)
+
     evaluate = commands.add_parser("toy-evaluate", help="score a moving-digits checkpoint on held-out prompts")
-    evaluate.add_argument("folder", type=Path, help="holds dit.safetensors, vae.safetensors and classifier.safetensors")
+    evaluate.add_argument("folder", type=Path, help="holds the checkpoint, vae.safetensors and classifier.safetensors")
+    evaluate.add_argument("--file", default="dit.safetensors", help="the checkpoint (default: %(default)s)")
     evaluate.add_argument("--prompts", type=int, default=400, help="held-out prompts (default: %(default)s)")
     evaluate.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="evaluation seeds (default: 0 1 2)")
     evaluate.add_argument("--schedule", help="instead of the checkpoint's")
     evaluate.add_argument("--cfg", type=float, help="instead of the checkpoint's")
     evaluate.add_argument("--kv-noise", type=float, help="schedule timestep, instead of the checkpoint's")
     evaluate.add_argument("--json", type=Path, help="also write the scores there")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    from .stages import toy_teacher
+    return parser
 
-    try:
-        if options.command == "toy-teacher":
-            recipe: ToyRecipe = toy() if options.recipe == "toy" else toy_smoke()
-            if options.seed is not None:
-                recipe = recipe.with_seed(options.seed)
-            toy_teacher.run(recipe, options.out)
-        else:
-            toy_teacher.evaluate(
-                options.folder,
-                prompts=options.prompts,
-                seeds=options.seeds,
-                overrides={"schedule": options.schedule, "cfg": options.cfg, "kv_noise": options.kv_noise},
-                report=options.json,
-            )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
-        return 2
-    return 0
+
+def _add_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out", type=Path, default=Path("runs/toy"), help="folder of all results (default: %(default)s)"
+    )
+    command.add_argument("--seed", type=int, help="of every stage, instead of the recipe's")
+
+
+def _recipes_help() -> str:
+    return "; ".join(f"{name}: {str(make.__doc__).splitlines()[0]}" for name, make in RECIPES.items())
+
+
+def _toy(options: argparse.Namespace) -> None:
+    recipe = RECIPES[options.recipe]()
+    if options.seed is not None:
+        recipe = recipe.with_seed(options.seed)
+    recipe = with_overrides(recipe, options.fields)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    moving_digits.run(recipe, options.out, device=device, only=options.stage)
+
+
+def _toy_teacher(options: argparse.Namespace) -> None:
+    recipe: ToyRecipe = toy() if options.recipe == "toy" else toy_smoke()
+    if options.seed is not None:
+        recipe = recipe.with_seed(options.seed)
+    toy_teacher.run(recipe, options.out)
+
+
+def _toy_evaluate(options: argparse.Namespace) -> None:
+    toy_teacher.evaluate(
+        options.folder,
+        prompts=options.prompts,
+        seeds=options.seeds,
+        file=options.file,
+        overrides={"schedule": options.schedule, "cfg": options.cfg, "kv_noise": options.kv_noise},
+        report=options.json,
+    )
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{where}: free some space and run the same command again, it goes on from here"
+    return str(error)
 
 
 if __name__ == "__main__":

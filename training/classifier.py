@@ -1,9 +1,10 @@
-"""Reads the digit of a frame: a small CNN on the colour-free foreground, cropped around its centre.
+"""Reads a digit: a small CNN on how much of each pixel the digit covers, cropped around its centre.
 
-A frame's ground is its median colour (a digit covers far less than half of it), its foreground the distance from the
-ground. The network sees only that, scaled and centred, so it reads shapes whatever the colours and positions.
+A frame's ground is its median colour (digits cover far less than half of it), its foreground the distance from the
+ground (`scores/foreground.py`). The network sees only that, scaled and centred, so it reads shapes whatever the colours
+and positions. The covers of two digits of one frame come from `scores/tracking.py`.
 
-Shapes: N frames [N,3,H,W] in -1..1; foreground [N,H,W] in 0..1; crops [N,1,32,32]; logits [N,10].
+Shapes: N frames [N,3,H,W] in -1..1; covers [N,H,W] in 0..1; crops [N,1,32,32]; logits [N,10].
 """
 
 from __future__ import annotations
@@ -18,20 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .data.moving_digits import MovingDigitsConfig, draw_clips, render
+from .data.moving_digits import draw_clips, render
+from .data.paths import MovingDigitsConfig
+from .data.prompts import sample_scene
 from .io import load_tensors, save_tensors
+from .scores.foreground import CROP, centred_crops, foreground
+from .scores.tracking import track
 
 log = logging.getLogger(__name__)
 
-CROP = 32
-# A digit's colour lies at least 1.3 from any ground; half of that tells a faint digit from an empty frame's noise.
-_LEAST_CONTRAST = 0.65
-# The smallest digit, a thin 1, has at least as many pixels that its colour fills completely.
-_FULL_PIXELS = 40
-
 
 class DigitClassifier(nn.Module):
-    """Frames [N,3,H,W] in -1..1 -> logits [N,10]."""
+    """Frames [N,3,H,W] in -1..1 with one digit -> logits [N,10]; `read` does the same from covers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,43 +49,17 @@ class DigitClassifier(nn.Module):
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(64 * (CROP // 8) ** 2, 10))
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.head(self.features(centred_crops(foreground(frames)[0])))
+        return self.read(foreground(frames)[0])
+
+    def read(self, cover_NHW: torch.Tensor) -> torch.Tensor:
+        """Logits [N,10]."""
+        logits: torch.Tensor = self.head(self.embed(cover_NHW))
         return logits
 
-
-def foreground(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much of each pixel is digit, [N,H,W] in 0..1, and the ground's colour [N,3] in -1..1."""
-    flat = frames.float().flatten(2)
-    # Every fifth pixel is plenty for a median, and 5 runs through all rows and columns of any even size.
-    ground_N3 = flat[:, :, ::5].median(dim=-1).values
-    distance = (flat - ground_N3[:, :, None]).norm(dim=1)
-    full = distance.topk(_FULL_PIXELS, dim=-1).values.mean(-1, keepdim=True).clamp_min(_LEAST_CONTRAST)
-    # Below a fifth of the contrast is noise of the ground and ringing around the strokes.
-    cover = ((distance / full - 0.2) / 0.7).clamp(0, 1)
-    return cover.unflatten(-1, frames.shape[-2:]), ground_N3
-
-
-def centroids(cover_NHW: torch.Tensor) -> torch.Tensor:
-    """Centres of mass [N,2] as (x, y) in pixels; the middle of the frame where there is no foreground."""
-    _, height, width = cover_NHW.shape
-    # A grain of weight everywhere: it defines the empty frame and moves no other by more than a hundredth of a pixel.
-    weight = cover_NHW + 1e-6
-    mass = weight.sum((1, 2))
-    x = (weight.sum(1) * (torch.arange(width) + 0.5)).sum(-1) / mass
-    y = (weight.sum(2) * (torch.arange(height) + 0.5)).sum(-1) / mass
-    return torch.stack([x, y], dim=-1)
-
-
-def centred_crops(cover_NHW: torch.Tensor) -> torch.Tensor:
-    """Squares [N,1,32,32] around the centres of mass, to the whole pixel; zeros beyond the frame."""
-    n = cover_NHW.shape[0]
-    half = CROP // 2
-    padded = F.pad(cover_NHW, (half, half, half, half))
-    corner = centroids(cover_NHW).round().long()
-    span = torch.arange(CROP)
-    rows = (corner[:, 1, None] + span)[:, :, None]
-    columns = (corner[:, 0, None] + span)[:, None, :]
-    return padded[torch.arange(n)[:, None, None], rows, columns][:, None]
+    def embed(self, cover_NHW: torch.Tensor) -> torch.Tensor:
+        """Features [N,1024] that the digit is read from: 64 channels of 4x4, channel first."""
+        features: torch.Tensor = self.features(centred_crops(cover_NHW))
+        return features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +71,10 @@ class ClassifierConfig:
     batch: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
-    data: MovingDigitsConfig = field(default_factory=lambda: MovingDigitsConfig(rotation=12.0, scale=0.12))
+    data: MovingDigitsConfig = field(
+        default_factory=lambda: MovingDigitsConfig(digit_size=25.0, rotation=12.0, scale=0.25)
+    )
+    """digits of a range of sizes that holds those of videos with one digit and of those with two"""
 
 
 def train_classifier(config: ClassifierConfig) -> DigitClassifier:
@@ -123,10 +99,12 @@ def train_classifier(config: ClassifierConfig) -> DigitClassifier:
 
 
 def frame_batch(indices: range, split: str, seed: int, data: MovingDigitsConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Single frames [N,3,H,W] at random moments, and their digits [N]."""
-    clips = draw_clips(indices, split=split, seed=seed, config=data, held_out=None)
-    moments = np.random.default_rng([seed, indices.start]).integers(0, data.num_pixel_frames, size=(len(clips), 1))
-    return render(clips, data, frames=moments)[:, :, 0], torch.tensor([clip.scene.digit for clip in clips])
+    """Single frames [N,3,H,W] with one digit each at random moments, and the digits [N]."""
+    rng = np.random.default_rng([seed, indices.start])
+    scenes = [sample_scene(rng, held_out=None, pairs=0) for _ in indices]
+    clips = draw_clips(indices, split=split, seed=seed, config=data, scenes=scenes)
+    moments = rng.integers(0, data.num_pixel_frames, size=(len(clips), 1))
+    return render(clips, data, frames=moments)[:, :, 0], torch.tensor([scene.movers[0].digit for scene in scenes])
 
 
 @torch.inference_mode()
@@ -137,24 +115,39 @@ def measure_accuracy(
     videos: int = 400,
     seed: int = 7,
     reconstruct: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    data: MovingDigitsConfig | None = None,
 ) -> dict[str, float]:
-    """Shares read right of rendered videos of a split: single "frames", and whole "videos" by their frames' mean
-    logits.
+    """Shares of digits read right in rendered videos of a split: in single "frames", and in whole "videos" by their
+    frames' mean log probabilities; of the latter also those of videos with one digit ("alone") and with two ("pairs").
 
     `reconstruct` maps pixels to what an autoencoder makes of them, to measure reading through it."""
-    data = MovingDigitsConfig()
-    frames_right, videos_right = [], []
+    data = data or MovingDigitsConfig()
+    frames_right, videos_right, paired = [], [], []
     for start in range(0, videos, 10):
         clips = draw_clips(range(start, min(videos, start + 10)), split=split, seed=seed, config=data, held_out=None)
         pixels = render(clips, data)
         if reconstruct is not None:
             pixels = reconstruct(pixels)
-        shown = pixels[:, :, ::4].transpose(1, 2)
-        log_p_BTN = model(shown.flatten(0, 1)).log_softmax(-1).unflatten(0, shown.shape[:2])
-        labels = torch.tensor([clip.scene.digit for clip in clips])
-        frames_right.append((log_p_BTN.argmax(-1) == labels[:, None]).float().mean(1))
-        videos_right.append((log_p_BTN.mean(1).argmax(-1) == labels).float())
-    return {"frames": float(torch.cat(frames_right).mean()), "videos": float(torch.cat(videos_right).mean())}
+        seen = track(pixels[:, :, ::4], [clip.scene for clip in clips])
+        log_p_MTN = log_probabilities(model, seen.cover)
+        digits = torch.tensor([mover.digit for mover in seen.movers])
+        frames_right.append((log_p_MTN.argmax(-1) == digits[:, None]).float().mean(1))
+        videos_right.append((log_p_MTN.mean(1).argmax(-1) == digits).float())
+        paired.append(torch.bincount(seen.video)[seen.video] == 2)
+    right, pairs = torch.cat(videos_right), torch.cat(paired)
+    return {
+        "frames": float(torch.cat(frames_right).mean()),
+        "videos": float(right.mean()),
+        "alone": float(right[~pairs].mean()),
+        "pairs": float(right[pairs].mean()),
+    }
+
+
+@torch.inference_mode()
+def log_probabilities(model: DigitClassifier, cover_MTHW: torch.Tensor) -> torch.Tensor:
+    """Log probabilities [M,T,10] of what the covers of every pixel frame show."""
+    logits = torch.cat([model.read(part) for part in cover_MTHW.flatten(0, 1).split(512)])
+    return logits.log_softmax(-1).unflatten(0, cover_MTHW.shape[:2])
 
 
 def save_classifier(path: str | Path, model: DigitClassifier, metadata: dict[str, object]) -> Path:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -30,4 +33,19 @@ class EMA:
         return self.average
 
     def load(self, average: dict[str, Tensor], updates: int) -> None:
-        self.average, self.updates = {name: tensor.clone() for name, tensor in average.items()}, updates
+        """Goes on from a saved average, on the device that this one is on."""
+        self.average = {name: average[name].to(own.device, copy=True) for name, own in self.average.items()}
+        self.updates = updates
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """The model with the average for its parameters, whose own come back unchanged."""
+        parameters = dict(model.named_parameters())
+        own = {name: p.data for name, p in parameters.items()}
+        try:
+            for name, p in parameters.items():
+                p.data = self.average[name].to(p.dtype)
+            yield
+        finally:
+            for name, p in parameters.items():
+                p.data = own[name]

@@ -1,15 +1,16 @@
-"""Scores of generated moving digits against their prompts.
+"""Scores of generated moving digits against their prompts, over any sampler, with their spread over seeds.
 
-Pure functions of pixels; `evaluate_videos` runs them over any sampler. Chance levels: 10% of digits, 25% of directions,
-12.5% of colours.
+`score_videos` gives every score of every video; `evaluate_videos` samples prompts and averages; `compare` samples the
+same prompts from the same noise in two ways. The scores themselves are in `scores/`. Chance levels: 10% of digits, 25%
+of directions, 12.5% of colours, 3% of motions.
 
-Shapes: B videos, T pixel frames; pixels [B,3,T,H,W] in -1..1, clamped here; tracks [B,T,2] as (x, y) in pixels.
+Shapes: B videos, M digits of all videos together, T pixel frames; pixels [B,3,T,H,W] in -1..1, clamped here.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,111 +19,63 @@ import torch
 
 from diag_core.geometry import first_pixel_frame_of
 
-from .classifier import DigitClassifier, centroids, foreground
+from .classifier import DigitClassifier, log_probabilities
+from .data.moving_digits import draw_clips, render
+from .data.paths import MovingDigitsConfig
 from .data.prompts import COLOURS, DIGIT_WORDS, DIRECTIONS, GROUNDS, Scene, parse, random_prompt
+from .scores.frechet import frame_features, frechet_distance
+from .scores.motion import amplitudes, motion_matches, read_directions, read_paths
+from .scores.optical_flow import flow_steps, flow_tracks
+from .scores.paired import PairedDifference, paired_difference
+from .scores.tracking import Tracks, track
 
 log = logging.getLogger(__name__)
 
 Sampler = Callable[[list[str], int], torch.Tensor]
-"""(prompts, seed) -> pixels [B,3,T,H,W] in -1..1"""
+"""(prompts, seed) -> pixels [B,3,T,H,W] in -1..1; equal arguments give equal noise"""
 
-CHANCE = {"digit": 1 / len(DIGIT_WORDS), "direction": 1 / len(DIRECTIONS), "colour": 1 / len(COLOURS)}
+CHANCE = {"digit": 1 / len(DIGIT_WORDS), "direction": 1 / len(DIRECTIONS), "colour": 1 / len(COLOURS), "motion": 1 / 33}
+DRIFTING = ("digit", "saturation", "contrast", "colour_error")
 
 _COLOUR_NAMES = tuple(COLOURS)
-_DIRECTION_NAMES = tuple(DIRECTIONS)
-# Digits start up to 5 pixels into their path and take at least 20 frames to the edge, so none has turned by then.
-_DIRECTION_FRAMES = 20
-_LEAST_DISPLACEMENT = 3.0
+_BATCHES = 100_003  # batches of one seed never share a number with those of another
 
 
-@dataclass(frozen=True)
-class Track:
-    """What is seen of the digit in each pixel frame."""
-
-    cover: torch.Tensor
-    """[B,T,H,W] in 0..1, how much of a pixel is digit"""
-    centre: torch.Tensor
-    """[B,T,2], (x, y) in pixels"""
-    colour: torch.Tensor
-    """[B,T,3], RGB in 0..1, of the pixels that the digit covers fully"""
-    ground: torch.Tensor
-    """[B,T,3], RGB in 0..1"""
+def read_digits(log_probabilities_MTN: torch.Tensor) -> torch.Tensor:
+    """The digit of each track [M]: the pixel frames' mean log probability decides."""
+    return log_probabilities_MTN.mean(1).argmax(-1)
 
 
-def track(pixels: torch.Tensor) -> Track:
-    """Separate digit and ground in every pixel frame."""
-    batch, _, length, height, width = pixels.shape
-    frames = pixels.clamp(-1, 1).float().transpose(1, 2).flatten(0, 1)
-    cover, ground = foreground(frames)
-    core = (cover > 0.95).float() + 1e-6
-    colour = torch.einsum("nchw,nhw->nc", frames, core) / core.sum((1, 2))[:, None]
-    return Track(
-        cover=cover.reshape(batch, length, height, width),
-        centre=centroids(cover).reshape(batch, length, 2),
-        colour=((colour + 1) / 2).reshape(batch, length, 3),
-        ground=((ground + 1) / 2).reshape(batch, length, 3),
-    )
+def colour_errors(tracks: Tracks) -> torch.Tensor:
+    """Root mean squared difference [M,T] between the digits' colours and the prompts', RGB in 0..1."""
+    return _rms(tracks.colour, [COLOURS[mover.colour] for mover in tracks.movers])
 
 
-@torch.inference_mode()
-def frame_log_probabilities(classifier: DigitClassifier, pixels: torch.Tensor) -> torch.Tensor:
-    """Log probabilities [B,T,10] of the digits in every pixel frame."""
-    batch, _, length = pixels.shape[:3]
-    frames = pixels.clamp(-1, 1).float().transpose(1, 2).flatten(0, 1)
-    logits = torch.cat([classifier(part) for part in frames.split(512)])
-    return logits.log_softmax(-1).reshape(batch, length, 10)
+def ground_errors(tracks: Tracks, scenes: Sequence[Scene]) -> torch.Tensor:
+    """The same for the ground, [B,T]."""
+    return _rms(tracks.ground, [GROUNDS[scene.ground] for scene in scenes])
 
 
-def read_digits(log_probabilities_BTN: torch.Tensor) -> torch.Tensor:
-    """The digit of each video [B]: the frames' mean log probability decides."""
-    return log_probabilities_BTN.mean(1).argmax(-1)
-
-
-def read_directions(centre_BT2: torch.Tensor) -> list[str | None]:
-    """The way each digit moves over the first 20 pixel frames; None when it hardly moves or jumps.
-
-    A jump is a single step that makes up more than half of the way: that is no motion, even if it leads to the right
-    side."""
-    path = centre_BT2[:, : _DIRECTION_FRAMES + 1]
-    moved = path[:, -1] - path[:, 0]
-    distance = moved.norm(dim=-1)
-    longest = path.diff(dim=1).norm(dim=-1).amax(1)
-    unit_D2 = torch.tensor(list(DIRECTIONS.values()), dtype=moved.dtype)
-    best = (moved @ unit_D2.T).argmax(-1)
-    moving = (distance >= _LEAST_DISPLACEMENT) & (longest <= distance / 2)
-    return [_DIRECTION_NAMES[i] if ok else None for i, ok in zip(best.tolist(), moving.tolist(), strict=True)]
-
-
-def speeds(centre_BT2: torch.Tensor) -> torch.Tensor:
-    """Motion amplitude [B]: mean distance of the centre from one pixel frame to the next, pixels."""
-    return centre_BT2.diff(dim=1).norm(dim=-1).mean(1)
-
-
-def colour_errors(colour_BT3: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
-    """Root mean squared difference [B,T] between the digit's colour and the prompt's, RGB in 0..1."""
-    return _rms(colour_BT3, [COLOURS[scene.colour] for scene in scenes])
-
-
-def ground_errors(ground_BT3: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
-    """The same for the ground."""
-    return _rms(ground_BT3, [GROUNDS[scene.ground] for scene in scenes])
-
-
-def read_colours(colour_BT3: torch.Tensor) -> list[str]:
-    """The named colour nearest to each video's mean colour."""
+def read_colours(colour_MT3: torch.Tensor) -> list[str]:
+    """The named colour nearest to each digit's mean colour."""
     table = torch.tensor(list(COLOURS.values()), dtype=torch.float32) / 255
-    nearest = torch.cdist(colour_BT3.mean(1), table).argmin(-1)
+    nearest = torch.cdist(colour_MT3.mean(1), table).argmin(-1)
     return [_COLOUR_NAMES[i] for i in nearest.tolist()]
 
 
-def saturations(colour_BT3: torch.Tensor) -> torch.Tensor:
-    """Saturation [B,T] of the digit's colour: highest minus lowest channel."""
-    return colour_BT3.amax(-1) - colour_BT3.amin(-1)
+def saturations(colour_MT3: torch.Tensor) -> torch.Tensor:
+    """Saturation [M,T] of the digits' colours: highest minus lowest channel."""
+    return colour_MT3.amax(-1) - colour_MT3.amin(-1)
+
+
+def contrasts(tracks: Tracks) -> torch.Tensor:
+    """Contrast [M,T]: root mean squared difference between a digit's colour and the ground's."""
+    return (tracks.colour - tracks.ground[tracks.video]).square().mean(-1).sqrt()
 
 
 def chunk_slices(num_pixel_frames: int, chunk_frames: int = 3) -> list[slice]:
     """The pixel frames that each chunk of `chunk_frames` latent frames decodes to, up to the end of the video."""
-    starts = []
+    starts: list[int] = []
     while (start := first_pixel_frame_of(len(starts) * chunk_frames)) < num_pixel_frames:
         starts.append(start)
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], num_pixel_frames], strict=True)]
@@ -131,37 +84,94 @@ def chunk_slices(num_pixel_frames: int, chunk_frames: int = 3) -> list[slice]:
 def score_videos(
     pixels: torch.Tensor, scenes: Sequence[Scene], classifier: DigitClassifier, *, chunk_frames: int = 3
 ) -> dict[str, torch.Tensor]:
-    """Scores of each video, keys to [B] (and [B,chunks] for those that start with `chunk_`).
+    """Scores of each video, keys to [B] (and [B,chunks] for those that start with `chunk_`), the mean over its digits.
 
-    digit, direction, colour: 1 when right. colour_error, ground_error: RMS over frames of RGB in 0..1. speed: pixels
-    a frame. chunk_digit, chunk_colour_error, chunk_saturation: the same chunk by chunk, for drift.
+    digit, colour, direction, motion: 1 when right; direction is NaN where all digits circle, motion is the whole of
+    what the prompt says of it. flow_direction: the direction by optical flow. path_error: distance of the tracked path
+    from what the prompt allows, pixels. amplitude, flow_amplitude: pixels a frame, by centre and by optical flow.
+    colour_error, ground_error: RMS over RGB in 0..1. chunk_digit, chunk_colour_error, chunk_saturation, chunk_contrast:
+    chunk by chunk, for drift.
 
-    Raises ValueError when the number of scenes is not that of the videos, or for single images, in which nothing
-    moves."""
+    Raises ValueError when the number of scenes is not that of the videos, for single images, in which nothing moves, or
+    without OpenCV."""
     if pixels.shape[2] < 2:
         raise ValueError(f"videos need at least 2 pixel frames to be scored, got shape {tuple(pixels.shape)}")
-    if len(scenes) != pixels.shape[0]:
-        raise ValueError(f"{pixels.shape[0]} videos but {len(scenes)} scenes; give the scene of each video")
-    seen = track(pixels)
-    readings = frame_log_probabilities(classifier, pixels)
-    digits = torch.tensor([scene.digit for scene in scenes])
-    colour_error = colour_errors(seen.colour, scenes)
-    chunks = chunk_slices(pixels.shape[2], chunk_frames)
+    return _score(track(pixels, scenes), scenes, classifier, chunk_frames)
 
-    def by_chunk(values_BT: torch.Tensor) -> torch.Tensor:
-        return torch.stack([values_BT[:, part].mean(1) for part in chunks], dim=1)
 
+def _score(
+    tracks: Tracks, scenes: Sequence[Scene], classifier: DigitClassifier, chunk_frames: int
+) -> dict[str, torch.Tensor]:
+    movers, size = tracks.movers, tracks.cover.shape[-1]
+    digits = torch.tensor([mover.digit for mover in movers])
+    readings = log_probabilities(classifier, tracks.cover)
+    colour_error = colour_errors(tracks)
+    steps = flow_steps(tracks.cover)
+    pairs = [len(scenes[b].movers) == 2 for b in tracks.video.tolist()]
+    paths = read_paths(tracks.centre, movers, pairs=pairs, size=size)
+    chunks = chunk_slices(tracks.cover.shape[1], chunk_frames)
+
+    def by_chunk(values_MT: torch.Tensor) -> torch.Tensor:
+        return tracks.per_video(torch.stack([values_MT[:, part].mean(1) for part in chunks], dim=1))
+
+    def directions(centre_MT2: torch.Tensor) -> torch.Tensor:
+        read = read_directions(centre_MT2, movers, size=size)
+        asked = [mover.direction for mover in movers]
+        right = [float("nan") if a is None else float(a == r) for a, r in zip(asked, read, strict=True)]
+        return tracks.per_video(torch.tensor(right))
+
+    def share(right: Sequence[bool] | torch.Tensor) -> torch.Tensor:
+        return tracks.per_video(torch.as_tensor(right).float())
+
+    chunk_right = [(read_digits(readings[:, part]) == digits).float() for part in chunks]
     return {
-        "digit": (read_digits(readings) == digits).float(),
-        "direction": _matches(read_directions(seen.centre), [scene.direction for scene in scenes]),
-        "colour": _matches(read_colours(seen.colour), [scene.colour for scene in scenes]),
-        "colour_error": colour_error.mean(1),
-        "ground_error": ground_errors(seen.ground, scenes).mean(1),
-        "speed": speeds(seen.centre),
-        "chunk_digit": torch.stack([(read_digits(readings[:, part]) == digits).float() for part in chunks], dim=1),
+        "digit": share(read_digits(readings) == digits),
+        "direction": directions(tracks.centre),
+        "flow_direction": directions(flow_tracks(steps)),
+        "motion": share([motion_matches(near, mover) for near, mover in zip(paths.nearest, movers, strict=True)]),
+        "colour": share([read == m.colour for read, m in zip(read_colours(tracks.colour), movers, strict=True)]),
+        "path_error": tracks.per_video(paths.error),
+        "amplitude": tracks.per_video(amplitudes(tracks.centre)),
+        "flow_amplitude": tracks.per_video(steps.norm(dim=-1).mean(1)),
+        "colour_error": tracks.per_video(colour_error.mean(1)),
+        "ground_error": ground_errors(tracks, scenes).mean(1),
+        "chunk_digit": tracks.per_video(torch.stack(chunk_right, dim=1)),
         "chunk_colour_error": by_chunk(colour_error),
-        "chunk_saturation": by_chunk(saturations(seen.colour)),
+        "chunk_saturation": by_chunk(saturations(tracks.colour)),
+        "chunk_contrast": by_chunk(contrasts(tracks)),
     }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One seed's videos of a list of scenes."""
+
+    scores: dict[str, torch.Tensor]
+    """keys of `score_videos`, [N] or [N,chunks]"""
+    features: torch.Tensor
+    """[K,D] of single frames, for the Frechet distance"""
+
+
+def score_sampler(
+    sampler: Sampler,
+    scenes: Sequence[Scene],
+    classifier: DigitClassifier,
+    *,
+    seed: int = 0,
+    batch: int = 20,
+    chunk_frames: int = 3,
+) -> Scored:
+    """Samples every scene once, in a phrasing that the seed draws, and scores it. The sampler is given a number that
+    differs for each batch of each seed."""
+    scores, features = [], []
+    for start in range(0, len(scenes), batch):
+        part = scenes[start : start + batch]
+        prompts = [random_prompt(scene, np.random.default_rng([seed, start + i])) for i, scene in enumerate(part)]
+        tracks = track(sampler(prompts, seed * _BATCHES + start), part)
+        scores.append(_score(tracks, part, classifier, chunk_frames))
+        features.append(frame_features(classifier, tracks.cover))
+        log.info("evaluation: seed %d, %d of %d videos", seed, start + len(part), len(scenes))
+    return Scored({key: torch.cat([s[key] for s in scores]) for key in scores[0]}, torch.cat(features))
 
 
 def evaluate_videos(
@@ -172,31 +182,75 @@ def evaluate_videos(
     seeds: Sequence[int] = (0,),
     batch: int = 20,
     chunk_frames: int = 3,
+    data: MovingDigitsConfig | None = None,
 ) -> dict[str, Any]:
-    """Sample every scene once for each seed and score it.
+    """Samples every scene once for each seed and scores it.
 
     Returns {"scores": {key: mean}, "spread": {key: standard deviation over seeds, 0 for one seed}, "chance": {...},
-    "videos": scenes times seeds, "seeds": [...]}; keys are those of `score_videos`, with a list over chunks for
-    `chunk_`. The sampler is given prompts and a number that differs for each batch of each seed."""
+    "drift": {name: last chunk minus first}, "videos": scenes times seeds, "pairs": how many of them have two digits,
+    "seeds": [...]}. Keys are those of `score_videos`, with a list over chunks for `chunk_`; frechet, the distance of
+    frames from those of real renders of the same scenes with test scans; and digit_alone and digit_pairs, the digits
+    read right in videos with one digit and with two."""
+    data = data or MovingDigitsConfig()
+    pairs_N = torch.tensor([len(scene.movers) == 2 for scene in scenes])
     per_seed: list[dict[str, torch.Tensor]] = []
     for seed in seeds:
-        parts = []
-        for start in range(0, len(scenes), batch):
-            part = scenes[start : start + batch]
-            prompts = [random_prompt(scene, np.random.default_rng([seed, start + i])) for i, scene in enumerate(part)]
-            parts.append(
-                score_videos(sampler(prompts, seed * 100_003 + start), part, classifier, chunk_frames=chunk_frames)
-            )
-            log.info("evaluation: seed %d, %d of %d videos", seed, start + len(part), len(scenes))
-        per_seed.append({key: torch.cat([p[key] for p in parts]).mean(0) for key in parts[0]})
-    stacked = {key: torch.stack([scores[key] for scores in per_seed]) for key in per_seed[0]}
+        scored = score_sampler(sampler, scenes, classifier, seed=seed, batch=batch, chunk_frames=chunk_frames)
+        means = {key: value.nanmean(0) for key, value in scored.scores.items()}
+        for name, those_N in (("digit_alone", ~pairs_N), ("digit_pairs", pairs_N)):
+            if those_N.any():
+                means[name] = scored.scores["digit"][those_N].mean()
+        real = _real_features(scenes, classifier, seed, data, batch)
+        means["frechet"] = torch.tensor(frechet_distance(scored.features, real))
+        per_seed.append(means)
+    stacked = {key: torch.stack([means[key].double() for means in per_seed]) for key in per_seed[0]}
+    scores = {key: value.mean(0) for key, value in stacked.items()}
     return {
-        "scores": {key: _plain(value.mean(0)) for key, value in stacked.items()},
+        "scores": {key: _plain(value) for key, value in scores.items()},
         "spread": {key: _plain(value.std(0, correction=min(1, len(seeds) - 1))) for key, value in stacked.items()},
         "chance": CHANCE,
+        "drift": {name: _plain(scores[f"chunk_{name}"][-1] - scores[f"chunk_{name}"][0]) for name in DRIFTING},
         "videos": len(scenes) * len(seeds),
+        "pairs": int(pairs_N.sum()) * len(seeds),
         "seeds": list(seeds),
     }
+
+
+def compare(
+    sampler_a: Sampler,
+    sampler_b: Sampler,
+    scenes: Sequence[Scene],
+    classifier: DigitClassifier,
+    *,
+    score: str = "digit",
+    seed: int = 0,
+    batch: int = 20,
+    chunk_frames: int = 3,
+) -> PairedDifference:
+    """A score under two samplers, such as two step schedules of one model, on the same prompts and noise."""
+    a, b = (
+        score_sampler(sampler, scenes, classifier, seed=seed, batch=batch, chunk_frames=chunk_frames).scores[score]
+        for sampler in (sampler_a, sampler_b)
+    )
+    known = ~(a.isnan() | b.isnan())
+    return paired_difference(a[known], b[known])
+
+
+def motion_kept(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
+    """A student's motion amplitude over its teacher's, by centre and by optical flow, of two `evaluate_videos`."""
+    return {name: student["scores"][name] / teacher["scores"][name] for name in ("amplitude", "flow_amplitude")}
+
+
+def real_sampler(
+    seed: int, data: MovingDigitsConfig, *, reconstruct: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels
+) -> Sampler:
+    """Renders of test scans instead of samples: what a perfect model would score. `reconstruct` shows them as an
+    autoencoder does."""
+
+    def sample(prompts: list[str], number: int) -> torch.Tensor:
+        return reconstruct(_render(scenes_of(prompts), seed, number, data))
+
+    return sample
 
 
 def scenes_of(prompts: Sequence[str]) -> list[Scene]:
@@ -204,13 +258,25 @@ def scenes_of(prompts: Sequence[str]) -> list[Scene]:
     return [parse(prompt) for prompt in prompts]
 
 
-def _matches(read: Sequence[str | None], wanted: Sequence[str]) -> torch.Tensor:
-    return torch.tensor([float(a == b) for a, b in zip(read, wanted, strict=True)])
+def _real_features(
+    scenes: Sequence[Scene], classifier: DigitClassifier, seed: int, data: MovingDigitsConfig, batch: int
+) -> torch.Tensor:
+    features = []
+    for start in range(0, len(scenes), batch):
+        part = scenes[start : start + batch]
+        pixels = _render(part, seed, start, data)
+        features.append(frame_features(classifier, track(pixels, part).cover))
+    return torch.cat(features)
 
 
-def _rms(colour_BT3: torch.Tensor, wanted: Sequence[tuple[int, int, int]]) -> torch.Tensor:
-    target_B13 = torch.tensor(wanted, dtype=torch.float32)[:, None] / 255
-    return (colour_BT3 - target_B13).square().mean(-1).sqrt()
+def _render(scenes: Sequence[Scene], seed: int, first: int, data: MovingDigitsConfig) -> torch.Tensor:
+    indices = range(first, first + len(scenes))
+    return render(draw_clips(indices, split="test", seed=seed, config=data, scenes=scenes), data)
+
+
+def _rms(colour_NT3: torch.Tensor, wanted: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+    target_N13 = torch.tensor(wanted, dtype=torch.float32)[:, None] / 255
+    return (colour_NT3 - target_N13).square().mean(-1).sqrt()
 
 
 def _plain(values: torch.Tensor) -> float | list[float]:

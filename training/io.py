@@ -48,6 +48,12 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
     return state
 
 
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete what processes that were killed while writing into `folder` had written so far."""
+    for part in Path(folder).glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def save_json(path: str | Path, value: Any) -> Path:
     """Write a small result file that people read too."""
     path = Path(path)

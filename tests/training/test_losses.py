@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.losses import dmd_gradient, dmd_loss, flow_gradient, flow_loss, frame_weights
+from training.losses import (
+    LossWeights,
+    critic_loss,
+    dmd_gradient,
+    dmd_loss,
+    flow_gradient,
+    flow_loss,
+    flow_regression_loss,
+    frame_weights,
+    ode_loss,
+    regression_loss,
+    total_loss,
+)
 
 
 def video(*frames: float) -> torch.Tensor:
@@ -84,6 +96,75 @@ def test_a_single_frame_has_no_motion():
         flow_gradient(*(torch.randn(1, 2, 1, 2, 2) for _ in range(3)))
 
 
+def test_regression_by_hand_and_by_gradient():
+    x, teacher = video(1.0, 3.0).requires_grad_(), video(0.0, 1.0).requires_grad_()
+    loss = regression_loss(x, teacher)
+    assert loss.item() == pytest.approx((1 + 4) / 2)
+    loss.backward()
+    assert torch.allclose(x.grad.flatten(), torch.tensor([1.0, 2.0]))  # 2 (x - teacher) / 2
+    assert teacher.grad is None
+
+
+def test_flow_regression_compares_motion_alone():
+    x, teacher = video(0.0, 1.0, 3.0).requires_grad_(), video(5.0, 5.0, 9.0).requires_grad_()
+    loss = flow_regression_loss(x, teacher)  # dx 1, 2 against 0, 4
+    assert loss.item() == pytest.approx((1 + 4) / 2)
+    loss.backward()
+    # d/d(dx) = 1, -2; frame f gains from the pair that ends at it and loses to the one that starts at it
+    assert torch.allclose(x.grad.flatten(), torch.tensor([-1.0, 3.0, -2.0]))
+    assert teacher.grad is None
+    assert flow_regression_loss(x + 7, teacher).item() == pytest.approx(2.5)
+    with pytest.raises(ValueError, match="at least 2 latent frames"):
+        flow_regression_loss(video(1.0), video(2.0))
+
+
+def test_critic_by_hand_and_by_gradient():
+    flow, x0, noise = video(1.0, 0.0).requires_grad_(), video(1.0, 2.0).requires_grad_(), video(3.0, 1.0)
+    loss = critic_loss(flow, x0, noise)  # targets 2, -1
+    assert loss.item() == pytest.approx((1 + 1) / 2)
+    loss.backward()
+    assert torch.allclose(flow.grad.flatten(), torch.tensor([-1.0, 1.0]))
+    assert x0.grad is None  # the critic learns the student, it does not pull it
+
+
+def test_ode_by_hand_and_by_gradient():
+    flow, point, clean = video(2.0, -2.0).requires_grad_(), video(1.0, 1.0), video(1.0, 1.0)
+    sigma = torch.tensor([0.5, 1.0]).view(1, 1, 2, 1, 1)
+    loss = ode_loss(flow, point, sigma, clean)  # x0 = 0, 3: errors -1, 2
+    assert loss.item() == pytest.approx((1 + 4) / 2)
+    loss.backward()
+    assert torch.allclose(flow.grad.flatten(), torch.tensor([0.5, -2.0]))  # -sigma error
+
+
+def test_the_total_is_equation_12():
+    losses = {"dmd": 2.0, "regression": 3.0, "flow": 5.0, "flow_regression": 7.0}
+    leaves = {name: torch.tensor(value, requires_grad=True) for name, value in losses.items()}
+    weights = LossWeights(spatial=4.0, regression=0.5, flow=3.0, gamma=2.0)
+    total, terms = total_loss(weights, leaves.__getitem__)
+    assert total.item() == pytest.approx(4 * 2 + 0.5 * 3 + 2 * (3 * 5 + 7))
+    assert {name: term.item() for name, term in terms.items()} == losses
+    total.backward()
+    assert {name: leaf.grad.item() for name, leaf in leaves.items()} == {
+        "dmd": 4.0, "regression": 0.5, "flow": 6.0, "flow_regression": 2.0,
+    }  # fmt: skip
+
+
+def test_terms_that_do_not_weigh_are_not_computed():
+    asked: list[str] = []
+    total_loss(LossWeights(gamma=0.0), lambda name: asked.append(name) or torch.ones(()))
+    assert asked == ["dmd"]
+    assert not LossWeights(gamma=0.0).needs_teacher_rollout
+    assert LossWeights().needs_teacher_rollout
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"spatial": -1.0}, {"gamma": float("nan")}, {"spatial": 0.0, "regression": 0.0, "gamma": 0.0}]
+)
+def test_wrong_weights_are_refused(wrong: dict[str, float]):
+    with pytest.raises(ValueError, match="loss weights"):
+        LossWeights(**wrong)
+
+
 def test_dmd_with_perfect_scores_moves_a_gaussian_student_onto_the_teacher():
     """Student N(m, s), teacher N(2, 0.5): with exact denoisers of both the optimum is the teacher."""
     generator = torch.Generator().manual_seed(0)
@@ -106,3 +187,38 @@ def test_dmd_with_perfect_scores_moves_a_gaussian_student_onto_the_teacher():
         optimizer.step()
     assert m.item() == pytest.approx(2.0, abs=0.1)
     assert log_s.exp().item() == pytest.approx(0.5, abs=0.1)
+
+
+def test_dmd_with_a_learned_critic_moves_a_gaussian_student_onto_the_teacher():
+    """The whole alternation: the critic is trained by its own loss on what the student makes, and the student by the
+    difference of the scores."""
+    generator = torch.Generator().manual_seed(0)
+    mean, log_std = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    critic = torch.nn.Parameter(torch.tensor([0.0, 0.0]))  # the student's mean and log std, as the critic believes
+    optimizers = torch.optim.Adam([mean, log_std], lr=0.02, betas=(0.5, 0.999)), torch.optim.Adam([critic], lr=0.1)
+
+    def denoised(x_t, sigma, mean, std):
+        gain = (1 - sigma) * std**2 / ((1 - sigma) ** 2 * std**2 + sigma**2)
+        return mean + gain * (x_t - (1 - sigma) * mean)
+
+    def draw():
+        x = mean + log_std.exp() * torch.randn(512, 1, generator=generator)
+        sigma = 0.02 + 0.96 * torch.rand(512, 1, generator=generator)
+        noise = torch.randn(512, 1, generator=generator)
+        return x, sigma, noise, (1 - sigma) * x.detach() + sigma * noise
+
+    for step in range(2000):
+        x, sigma, noise, x_t = draw()
+        flow = (x_t - denoised(x_t, sigma, critic[0], critic[1].exp())) / sigma
+        optimizers[1].zero_grad()
+        critic_loss(flow, x, noise).backward()
+        optimizers[1].step()
+        if step % 2:
+            continue
+        x, sigma, noise, x_t = draw()
+        fake = denoised(x_t, sigma, critic[0].detach(), critic[1].detach().exp())
+        optimizers[0].zero_grad()
+        dmd_loss(x, dmd_gradient(x, fake, denoised(x_t, sigma, 2.0, 0.5))).backward()
+        optimizers[0].step()
+    assert mean.item() == pytest.approx(2.0, abs=0.1)
+    assert log_std.exp().item() == pytest.approx(0.5, abs=0.1)

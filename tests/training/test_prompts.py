@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,45 +13,53 @@ from diag_core.demo_text import DemoTextEncoder
 from training.data.prompts import (
     COLOURS,
     DIRECTIONS,
-    EDGES,
     GROUNDS,
-    PHRASINGS,
-    SPEEDS,
+    MOTIONS,
+    PAIR_FRACTION,
+    Mover,
     Scene,
+    across,
     held_out_scenes,
     is_held_out,
     parse,
+    phrasings,
     random_prompt,
     sample_scene,
+    tell_apart,
     to_prompt,
 )
 
-any_scene = st.builds(
-    Scene,
-    digit=st.integers(0, 9),
-    colour=st.sampled_from(sorted(COLOURS)),
-    ground=st.sampled_from(sorted(GROUNDS)),
-    direction=st.sampled_from(sorted(DIRECTIONS)),
-    speed=st.sampled_from(SPEEDS),
-    edge=st.sampled_from(EDGES),
-)
+any_scene = st.builds(lambda seed: sample_scene(np.random.default_rng(seed), held_out=None, pairs=0.5), st.integers(0))
+RED_3 = Mover(digit=3, colour="red", motion="bounces", direction="right", speed="fast")
 
 
-@given(any_scene, st.integers(0, len(PHRASINGS) - 1), st.booleans())
-def test_every_phrasing_parses_back(scene: Scene, phrasing: int, digit_as_word: bool) -> None:
-    assert parse(to_prompt(scene, phrasing=phrasing, digit_as_word=digit_as_word)) == scene
-
-
-@given(any_scene, st.integers(0, 2**32))
-def test_prompts_fit_the_encoder(scene: Scene, seed: int) -> None:
+@given(any_scene, st.booleans())
+def test_every_phrasing_parses_back_and_fits_the_encoder(scene: Scene, digit_as_word: bool) -> None:
     encoder = DemoTextEncoder(text_dim=1)
-    encoder.encode([random_prompt(scene, np.random.default_rng(seed))])
+    for phrasing in range(len(phrasings(scene))):
+        prompt = to_prompt(scene, phrasing=phrasing, digit_as_word=digit_as_word)
+        assert parse(prompt) == scene
+        encoder.encode([prompt])
 
 
 def test_phrasings_differ_and_all_occur() -> None:
-    scene = Scene(digit=3, colour="red", ground="navy", direction="up", speed="fast", edge="stops")
-    rng = np.random.default_rng(0)
-    assert len({random_prompt(scene, rng) for _ in range(300)}) == 2 * len(PHRASINGS)
+    pair = (RED_3, Mover(digit=7, colour="blue", motion="circles"))
+    for scene in (Scene(movers=(RED_3,), ground="navy"), Scene(movers=pair)):
+        rng = np.random.default_rng(0)
+        ways = {to_prompt(scene, phrasing=i, digit_as_word=w) for i, w in product(range(len(phrasings(scene))), (0, 1))}
+        assert len(ways) >= 2 * 9
+        assert {random_prompt(scene, rng) for _ in range(1000)} == ways
+
+
+def test_known_prompts() -> None:
+    slow = Mover(digit=3, colour="red", motion="bounces", direction="right", speed="slowly")
+    assert parse("a red 3 moves right slowly and bounces, on a navy ground") == Scene(movers=(slow,), ground="navy")
+    seven = Mover(digit=7, colour="yellow", motion="stops", direction="down", speed="fast")
+    assert parse("a yellow 7 moves down fast and stops, on a black ground") == Scene(movers=(seven,))
+    circling = Mover(digit=7, colour="blue", motion="circles")
+    assert parse("a red 3 moves right, fast, and bounces; a blue 7 circles") == Scene(movers=(RED_3, circling))
+    turning = Mover(digit=0, colour="white", motion="turns", direction="up", speed="fast", turn="left")
+    assert parse("on a forest ground, a white zero fast moves up and turns left").movers == (turning,)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +69,13 @@ def test_phrasings_differ_and_all_occur() -> None:
         ("a red moves right fast and stops on a navy ground", "no digit"),
         ("a red 3 and a 4 move right fast and bounces on navy", "more than one .*digit"),
         ("a red blue 3 moves right fast and bounces on navy", "more than one .*colour"),
-        ("a red 3 moves right fast and bounces", "no ground"),
+        ("a red 3 moves right fast on navy", "no motion"),
+        ("a red 3 moves fast and bounces", "no direction"),
+        ("a red 3 moves right fast and turns, on navy", "which way it turns"),
+        ("a red 3 moves right fast and turns left", "turn='left'"),
+        ("a red 3 circles on a navy maroon ground", "more than one ground"),
+        ("a red 3 circles; a blue 4 circles; a white 5 circles", "3 digits"),
+        ("a red 3 circles; an orange 4 circles", "cannot be told apart"),
     ],
 )
 def test_other_prompts_are_refused(prompt: str, complaint: str) -> None:
@@ -74,28 +89,53 @@ def test_nothing_but_value_errors(text: str) -> None:
         parse(text)
 
 
-def test_wrong_attributes_are_refused() -> None:
-    with pytest.raises(ValueError, match=re.escape("digit=10")):
-        Scene(digit=10, colour="red", ground="navy", direction="up", speed="fast", edge="stops")
-    with pytest.raises(ValueError, match="colour='pink'"):
-        Scene(digit=1, colour="pink", ground="navy", direction="up", speed="fast", edge="stops")
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"digit": 10}, "digit=10"),
+        ({"colour": "pink"}, "colour='pink'"),
+        ({"motion": "circles"}, "direction='right'"),
+        ({"motion": "turns"}, "turn=None"),
+        ({"turn": "up"}, "turn='up'"),
+    ],
+)
+def test_wrong_attributes_are_refused(change: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        Mover(**{"digit": 3, "colour": "red", "motion": "stops", "direction": "right", "speed": "fast", **change})
+
+
+def test_corners_are_square() -> None:
+    assert set(across("right")) == set(across("left")) == {"up", "down"}
+    assert set(across("up")) == set(across("down")) == {"left", "right"}
 
 
 def test_split_of_combinations() -> None:
-    held_out = {(d, c, m) for d in range(10) for c in COLOURS for m in DIRECTIONS if is_held_out(d, c, m)}
-    assert 0.1 < len(held_out) / (10 * len(COLOURS) * len(DIRECTIONS)) < 0.2
+    everything = set(product(range(10), COLOURS, (*DIRECTIONS, "circles")))
+    held_out = {combination for combination in everything if is_held_out(*combination)}
+    assert len(held_out) == 40 and len(everything) == 400
     # Every attribute value is in both parts, so only its combinations are new.
-    for part in (held_out, {(d, c, m) for d in range(10) for c in COLOURS for m in DIRECTIONS} - held_out):
-        assert {d for d, _, _ in part} == set(range(10))
-        assert {c for _, c, _ in part} == set(COLOURS)
-        assert {m for _, _, m in part} == set(DIRECTIONS)
+    for part in (held_out, everything - held_out):
+        assert [set(values) for values in zip(*part, strict=True)] == [
+            set(range(10)), set(COLOURS), {*DIRECTIONS, "circles"}
+        ]  # fmt: skip
 
 
 def test_training_scenes_are_never_held_out() -> None:
     rng = np.random.default_rng(1)
-    assert not any(sample_scene(rng).held_out for _ in range(500))
+    assert not any(mover.held_out for _ in range(500) for mover in sample_scene(rng).movers)
     scenes = held_out_scenes(40, seed=0)
-    assert all(scene.held_out for scene in scenes)
-    assert [sum(scene.digit == d for scene in scenes) for d in range(10)] == [4] * 10
+    assert all(mover.held_out for scene in scenes for mover in scene.movers)
+    assert [sum(scene.movers[0].digit == d for scene in scenes) for d in range(10)] == [4] * 10
     assert scenes == held_out_scenes(40, seed=0)
     assert scenes != held_out_scenes(40, seed=1)
+
+
+def test_scenes_use_the_whole_grammar() -> None:
+    rng = np.random.default_rng(2)
+    scenes = [sample_scene(rng, held_out=None) for _ in range(1000)]
+    movers = [mover for scene in scenes for mover in scene.movers]
+    assert {mover.motion for mover in movers} == set(MOTIONS)
+    assert {mover.turn for mover in movers} == {*DIRECTIONS, None}
+    assert {scene.ground for scene in scenes} == set(GROUNDS)
+    assert abs(sum(len(scene.movers) == 2 for scene in scenes) / 1000 - PAIR_FRACTION) < 0.05
+    assert all(tell_apart(*(m.colour for m in scene.movers)) for scene in scenes if len(scene.movers) == 2)

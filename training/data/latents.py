@@ -1,11 +1,11 @@
-"""Cached latents of moving digits: what the video model trains on.
+"""Cached latents of moving digits: what the video models train on.
 
 A folder holds shards `videos_0000.safetensors`, ... and `first_frames_0000.safetensors`, ...; each is a function of
 the seed, its number and the autoencoder alone, so shards can be made by several processes, in any order, and those
 already there are kept. A shard has
 
     latents     float16  [N,16,F,H,W] for videos, [N,16,H,W] for first frames (single images, latent frame 0)
-    attributes  uint8    [N,6]: the scene as indices (see `scenes_to_indices`)
+    attributes  uint8    [N,13]: the scene as indices (see `scenes_to_indices`)
 
 `load_latents(folder)` returns them all as a `LatentSet`; prompts are phrased anew each time they are asked for.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +25,20 @@ from diag_core.vae.tiny import TinyVAE
 
 from ..io import load_tensors, save_tensors
 from .moving_digits import MovingDigitsConfig, draw_clips, render
-from .prompts import COLOURS, DIRECTIONS, EDGES, GROUNDS, SPEEDS, Scene, random_prompt
+from .prompts import COLOURS, DIRECTIONS, GROUNDS, MOTIONS, SPEEDS, Mover, Scene, random_prompt
 
 log = logging.getLogger(__name__)
 
-_VALUES: dict[str, tuple[int | str, ...]] = {
+_VALUES: dict[str, tuple[int | str | None, ...]] = {
     "digit": tuple(range(10)),
     "colour": tuple(COLOURS),
-    "ground": tuple(GROUNDS),
-    "direction": tuple(DIRECTIONS),
-    "speed": SPEEDS,
-    "edge": EDGES,
+    "motion": MOTIONS,
+    "direction": (*DIRECTIONS, None),
+    "speed": (*SPEEDS, None),
+    "turn": (*DIRECTIONS, None),
 }
+_GROUNDS = tuple(GROUNDS)
+_ABSENT = 255
 # First frames are drawn from far beyond any video's index, so the two kinds share no clip.
 _FIRST_FRAME_OFFSET = 1 << 30
 _BATCH = {"videos": 8, "first_frames": 256}
@@ -49,11 +52,21 @@ class LatentSet:
     videos: torch.Tensor
     """float16 [N,16,F,H,W]"""
     video_attributes: torch.Tensor
-    """uint8 [N,6]"""
+    """uint8 [N,13]"""
     first_frames: torch.Tensor
     """float16 [M,16,H,W]"""
     first_frame_attributes: torch.Tensor
-    """uint8 [M,6]"""
+    """uint8 [M,13]"""
+
+    @cached_property
+    def video_pairs(self) -> torch.Tensor:
+        """bool [N], where a video shows two digits"""
+        return has_two_digits(self.video_attributes)
+
+    @cached_property
+    def first_frame_pairs(self) -> torch.Tensor:
+        """bool [M], where a first frame does"""
+        return has_two_digits(self.first_frame_attributes)
 
     def video_prompts(self, indices: Sequence[int] | torch.Tensor, rng: np.random.Generator) -> list[str]:
         """Prompts of these videos, each in a random phrasing."""
@@ -70,18 +83,34 @@ class LatentSet:
 
 
 def scenes_to_indices(scenes: Sequence[Scene]) -> torch.Tensor:
-    """Scenes as uint8 [N,6]: positions of digit, colour, ground, direction, speed, edge in the grammar's tables."""
-    rows = [[values.index(getattr(scene, name)) for name, values in _VALUES.items()] for scene in scenes]
-    return torch.tensor(rows, dtype=torch.uint8).reshape(-1, len(_VALUES))
+    """Scenes as uint8 [N,13]: the ground, then digit, colour, motion, direction, speed and turn of each of two digits,
+    as positions in the grammar's tables; 255 where there is no second digit."""
+    rows = []
+    for scene in scenes:
+        row = [_GROUNDS.index(scene.ground)]
+        for mover in scene.movers:
+            row += [values.index(getattr(mover, name)) for name, values in _VALUES.items()]
+        rows.append(row + [_ABSENT] * (1 + 2 * len(_VALUES) - len(row)))
+    return torch.tensor(rows, dtype=torch.uint8).reshape(-1, 1 + 2 * len(_VALUES))
 
 
-def indices_to_scenes(indices_N6: torch.Tensor) -> list[Scene]:
+def has_two_digits(indices_N13: torch.Tensor) -> torch.Tensor:
+    """bool [N] of scenes as `scenes_to_indices` gives them."""
+    return indices_N13[:, 1 + len(_VALUES)] != _ABSENT
+
+
+def indices_to_scenes(indices_N13: torch.Tensor) -> list[Scene]:
     """Inverse of `scenes_to_indices`."""
-    names = tuple(_VALUES)
-    return [
-        Scene(**{name: _VALUES[name][i] for name, i in zip(names, row, strict=True)})  # type: ignore[arg-type]
-        for row in indices_N6.tolist()
-    ]
+    scenes: list[Scene] = []
+    for ground, *rest in indices_N13.tolist():
+        parts = [rest[: len(_VALUES)], rest[len(_VALUES) :]]
+        movers = [
+            Mover(**{name: values[i] for (name, values), i in zip(_VALUES.items(), part, strict=True)})  # type: ignore[arg-type]
+            for part in parts
+            if part[0] != _ABSENT
+        ]
+        scenes.append(Scene(movers=tuple(movers), ground=_GROUNDS[ground]))
+    return scenes
 
 
 @torch.inference_mode()
@@ -106,15 +135,17 @@ def make_shard(
     if path.exists():
         return path
     data = data or MovingDigitsConfig()
+    device = next(vae.parameters()).device
     size = SHARD_SIZE[kind] if size is None else size
     offset = number * size + (_FIRST_FRAME_OFFSET if kind == "first_frames" else 0)
     frames = np.zeros(1) if kind == "first_frames" else None
-    latents, scenes = [], []
+    latents: list[torch.Tensor] = []
+    scenes: list[Scene] = []
     for start in range(0, size, _BATCH[kind]):
         indices = range(offset + start, offset + min(size, start + _BATCH[kind]))
         clips = draw_clips(indices, split=split, seed=seed, config=data)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            encoded = vae.encode(render(clips, data, frames=frames))
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            encoded = vae.encode(render(clips, data, frames=frames).to(device)).cpu()
         latents.append(encoded[:, :, 0] if kind == "first_frames" else encoded)
         scenes.extend(clip.scene for clip in clips)
     tensors = {"latents": torch.cat(latents).half(), "attributes": scenes_to_indices(scenes)}

@@ -1,75 +1,30 @@
 """Seeded renderer of moving handwritten digits.
 
-Real 8x8 scans (scikit-learn's `load_digits`), smoothly upsampled, coloured, moving over a coloured ground at
-sub-pixel positions. The scans are split before anything is rendered. Clip `index` of a data set depends on the seed
-and the index alone, not on batching.
+Real 8x8 scans (scikit-learn's `load_digits`), smoothly upsampled, coloured, one or two a video, moving over a coloured
+ground at sub-pixel positions. The scans are split before anything is rendered. Clip `index` of a data set depends on
+the seed and the index alone, not on batching. Where digits move is in `paths.py`.
 
-Motion is fixed within a clip up to translation, so a frame is a separable resampling of the glyph: rows @ glyph @
-columns, with tent weights. That renders a few hundred videos a second on one core.
+A digit does not change within a clip but for its place, so a frame is a separable resampling of the glyph: rows @ glyph
+@ columns, with tent weights. That renders a few hundred videos a second on one core.
 
-Shapes: B clips, T pixel frames, H and W pixels, G glyph raster; pixels [B,3,T,H,W] in -1..1.
+Shapes: B clips, M digits of all clips together, T pixel frames, H and W pixels, G glyph raster; pixels [B,3,T,H,W] in
+-1..1.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .prompts import COLOURS, DIRECTIONS, GROUNDS, Scene, sample_scene
+from .paths import Body, Clip, MovingDigitsConfig, draw_bodies, path
+from .prompts import COLOURS, GROUNDS, Mover, Scene, sample_scene
 
 SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MovingDigitsConfig:
-    """Sizes and motion of the rendered videos. Lengths in pixels, times in pixel frames."""
-
-    size: int = 64
-    """height and width"""
-    num_pixel_frames: int = 81
-    fps: int = 16
-    digit_size: float = 28.0
-    """side of the square that the 8x8 scan fills"""
-    glyph_raster: int = 40
-    """side of the upsampled glyph that frames are resampled from"""
-    slow: float = 0.6
-    """pixels a frame"""
-    fast: float = 1.4
-    speed_jitter: float = 0.08
-    """relative, uniform to both sides"""
-    start_jitter: float = 5.0
-    """how far from its edge a digit may start, uniform"""
-    edge_margin: float = 14.0
-    """closest distance of the digit's centre to the edge"""
-    rotation: float = 10.0
-    """degrees to both sides, training scans only"""
-    scale: float = 0.08
-    """relative, to both sides, training scans only"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """One video before rendering: what the prompt says and what it leaves open."""
-
-    scene: Scene
-    scan: int
-    """index into load_digits"""
-    start: float
-    """distance along the direction from the closest allowed start, pixels"""
-    across: float
-    """0..1 over the free range of the other axis"""
-    pace: float
-    """pixels a frame"""
-    rotation: float
-    """degrees"""
-    scale: float
-    """relative size"""
 
 
 @lru_cache(maxsize=1)
@@ -96,6 +51,11 @@ def scans_of(split: str, digit: int) -> tuple[int, ...]:
     return tuple(parts[split])
 
 
+def scan_label(scan: int) -> int:
+    """The digit of a scan, by its index in load_digits."""
+    return int(_digits()[1][scan])
+
+
 def draw_clip(
     index: int,
     *,
@@ -106,22 +66,12 @@ def draw_clip(
     held_out: bool | None = False,
 ) -> Clip:
     """Clip `index` of the data set (split, seed); `scene` fixes what the prompt says, `held_out` is as in
-    `sample_scene`."""
+    `sample_scene`. Training scans are rotated and scaled a little, the others are shown as they are."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     scene = scene or sample_scene(rng, held_out=held_out)
-    scans = scans_of(split, scene.digit)
-    augment = 1.0 if split == "train" else 0.0
-    base = config.fast if scene.speed == "fast" else config.slow
-    u = rng.random(5)
-    return Clip(
-        scene=scene,
-        scan=scans[int(rng.integers(len(scans)))],
-        start=float(u[0] * config.start_jitter),
-        across=float(u[1]),
-        pace=float(base * (1 + config.speed_jitter * (2 * u[2] - 1))),
-        rotation=float(augment * config.rotation * (2 * u[3] - 1)),
-        scale=float(1 + augment * config.scale * (2 * u[4] - 1)),
-    )
+    scans = [scans_of(split, mover.digit) for mover in scene.movers]
+    chosen = [part[int(rng.integers(len(part)))] for part in scans]
+    return Clip(scene=scene, bodies=draw_bodies(rng, scene, chosen, config, augmented=split == "train"))
 
 
 def draw_clips(
@@ -144,66 +94,65 @@ def draw_clips(
 
 
 def centres(clips: Sequence[Clip], frames: np.ndarray, config: MovingDigitsConfig) -> np.ndarray:
-    """Centres of the digits in pixels, [B,T,2] as (x, y); `frames` [B,T] or [T] are pixel-frame numbers (fractions
-    are fine)."""
-    low, high = config.edge_margin, config.size - config.edge_margin
-    span = high - low
+    """Centres of all digits in pixels, [M,T,2] as (x, y), clip by clip; `frames` [B,T] or [T] are pixel-frame numbers
+    (fractions are fine)."""
     frames = np.broadcast_to(frames, (len(clips), frames.shape[-1]))
-    out = np.empty((*frames.shape, 2))
-    for b, clip in enumerate(clips):
-        travelled = clip.start + clip.pace * frames[b]
-        if clip.scene.edge == "stops":
-            along = np.minimum(travelled, span)
-        else:
-            along = span - np.abs(np.mod(travelled, 2 * span) - span)
-        step = DIRECTIONS[clip.scene.direction]
-        axis = 0 if step[0] else 1
-        out[b, :, axis] = low + along if step[axis] > 0 else high - along
-        out[b, :, 1 - axis] = low + clip.across * span
-    return out
+    return np.stack([path(m, body, frames[b], config) for b, m, body in _movers(clips)])
 
 
-def render(
-    clips: Sequence[Clip],
-    config: MovingDigitsConfig,
-    *,
-    frames: np.ndarray | None = None,
-) -> torch.Tensor:
+def render(clips: Sequence[Clip], config: MovingDigitsConfig, *, frames: np.ndarray | None = None) -> torch.Tensor:
     """Pixels [B,3,T,H,W] in -1..1, float32. `frames` ([T], or [B,T] for one window a clip) defaults to the whole
-    video."""
+    video. The second digit of a clip passes in front of the first."""
     if frames is None:
         frames = np.arange(config.num_pixel_frames)
-    xy_BT2 = torch.from_numpy(centres(clips, frames, config)).float()
-    glyph_BGG = _glyphs(clips, config)
-    side_B = torch.tensor([config.digit_size * clip.scale for clip in clips])
-    columns_BTWG = _tent_weights(xy_BT2[..., 0], side_B, config)
-    rows_BTHG = _tent_weights(xy_BT2[..., 1], side_B, config)
-    b, t, size, raster = rows_BTHG.shape
-    half = torch.bmm(rows_BTHG.reshape(b, t * size, raster), glyph_BGG).reshape(b * t, size, raster)
-    mask_BTHW = torch.bmm(half, columns_BTWG.reshape(b * t, size, raster).transpose(1, 2)).reshape(b, t, size, size)
+    movers = _movers(clips)
+    mask_MTHW = _masks([body for _, _, body in movers], centres(clips, frames, config), config)
+    colour_M = _rgb([COLOURS[mover.colour] for _, mover, _ in movers])
+    first = torch.tensor([m for m, (b, _, _) in enumerate(movers) if m == 0 or movers[m - 1][0] != b])
+    second = torch.tensor([m for m in range(len(movers)) if m not in set(first.tolist())], dtype=torch.long)
     ground = _rgb([GROUNDS[clip.scene.ground] for clip in clips])
-    colour = _rgb([COLOURS[clip.scene.colour] for clip in clips])
-    return torch.addcmul(ground, mask_BTHW[:, None], colour - ground)
+    pixels = torch.addcmul(ground, mask_MTHW[first][:, None], colour_M[first] - ground)
+    if len(second):
+        clip_of = torch.tensor([movers[m][0] for m in second.tolist()])
+        behind = pixels[clip_of]
+        pixels[clip_of] = torch.addcmul(behind, mask_MTHW[second][:, None], colour_M[second] - behind)
+    return pixels
 
 
-def scan_label(scan: int) -> int:
-    """The digit of a scan, by its index in load_digits."""
-    return int(_digits()[1][scan])
+def _movers(clips: Sequence[Clip]) -> list[tuple[int, Mover, Body]]:
+    """All digits with the number of their clip."""
+    return [
+        (b, mover, body)
+        for b, clip in enumerate(clips)
+        for mover, body in zip(clip.scene.movers, clip.bodies, strict=True)
+    ]
 
 
 def _rgb(values: Sequence[tuple[int, int, int]]) -> torch.Tensor:
     return (torch.tensor(values, dtype=torch.float32) / 127.5 - 1)[:, :, None, None, None]
 
 
-def _glyphs(clips: Sequence[Clip], config: MovingDigitsConfig) -> torch.Tensor:
-    """Rotated, upsampled coverage masks [B,G,G] in 0..1. The scan's size is applied when frames are resampled."""
+def _masks(bodies: Sequence[Body], xy_MT2: np.ndarray, config: MovingDigitsConfig) -> torch.Tensor:
+    """How much of each pixel each digit covers, [M,T,H,W] in 0..1."""
+    glyph_MGG = _glyphs(bodies, config)
+    centre_MT2 = torch.from_numpy(xy_MT2).float()
+    side_M = torch.tensor([body.side for body in bodies])
+    columns_MTWG = _tent_weights(centre_MT2[..., 0], side_M, config)
+    rows_MTHG = _tent_weights(centre_MT2[..., 1], side_M, config)
+    m, t, size, raster = rows_MTHG.shape
+    half = torch.bmm(rows_MTHG.reshape(m, t * size, raster), glyph_MGG).reshape(m * t, size, raster)
+    return torch.bmm(half, columns_MTWG.reshape(m * t, size, raster).transpose(1, 2)).reshape(m, t, size, size)
+
+
+def _glyphs(bodies: Sequence[Body], config: MovingDigitsConfig) -> torch.Tensor:
+    """Rotated, upsampled coverage masks [M,G,G] in 0..1. The scan's size is applied when frames are resampled."""
     images, _ = _digits()
-    scans = torch.from_numpy(images[[clip.scan for clip in clips]])[:, None]
+    scans = torch.from_numpy(images[[body.scan for body in bodies]])[:, None]
     # A ring of empty cells keeps strokes at the scan's edge from being cut or smeared; _tent_weights knows of it.
     fine = F.interpolate(
         F.pad(scans, (1, 1, 1, 1)), size=(config.glyph_raster,) * 2, mode="bicubic", align_corners=False
     )
-    angle = torch.tensor([clip.rotation for clip in clips]) * (np.pi / 180)
+    angle = torch.tensor([body.rotation for body in bodies]) * (np.pi / 180)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     theta = torch.stack([torch.stack([cos, -sin, zero], -1), torch.stack([sin, cos, zero], -1)], 1)
     grid = F.affine_grid(theta, list(fine.shape), align_corners=False)
@@ -212,14 +161,14 @@ def _glyphs(clips: Sequence[Clip], config: MovingDigitsConfig) -> torch.Tensor:
     return ((turned[:, 0] - 0.15) / 0.55).clamp(0, 1)
 
 
-def _tent_weights(centre_BT: torch.Tensor, side_B: torch.Tensor, config: MovingDigitsConfig) -> torch.Tensor:
-    """Weights [B,T,pixels,G] that resample the glyph raster along one axis around a centre: tents one output pixel
+def _tent_weights(centre_MT: torch.Tensor, side_M: torch.Tensor, config: MovingDigitsConfig) -> torch.Tensor:
+    """Weights [M,T,pixels,G] that resample the glyph raster along one axis around a centre: tents one output pixel
     wide."""
     raster = config.glyph_raster
-    side = side_B * (10 / 8)  # the glyph's ring of empty cells
-    cell_BG = side[:, None] * ((torch.arange(raster) + 0.5) / raster - 0.5)
+    side = side_M * (10 / 8)  # the glyph's ring of empty cells
+    cell_MG = side[:, None] * ((torch.arange(raster) + 0.5) / raster - 0.5)
     pixel_P = torch.arange(config.size) + 0.5
-    offset = (pixel_P - centre_BT[:, :, None])[..., None] - cell_BG[:, None, None, :]
+    offset = (pixel_P - centre_MT[:, :, None])[..., None] - cell_MG[:, None, None, :]
     weights = offset.abs_().neg_().add_(1).clamp_min_(0)
     # Sums differ by a few per cent with the sub-pixel shift; beyond the glyph they fall to nothing and must not be
     # blown up.

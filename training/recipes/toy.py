@@ -1,46 +1,71 @@
-"""Moving digits, at a size that two CPU cores train in about an hour and a half."""
+"""Moving digits: all stages up to the scored teacher, for two CPU cores, for one accelerator and for a test."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from diag_core import WanConfig
 from diag_core.checkpoint import CheckpointSettings
 
 from ..classifier import ClassifierConfig
+from ..data.paths import MovingDigitsConfig
 from ..stages.autoencoder import AutoencoderConfig
-from .causal_flow import CausalFlowRecipe
+from .teacher import FlowMatchingRecipe
+
+
+def _motion(**changes: Any) -> FlowMatchingRecipe:
+    """Videos alone, at higher noise levels: those decide where things go."""
+    recipe = FlowMatchingRecipe(
+        seed=1, image_steps=0, video_steps=3600, image_every=60, sparse_of=(2, 3), warmup_steps=50, cooldown=0.4,
+        pairs_from=0, pair_share=0.3, shift=8.0,
+    )  # fmt: skip
+    return replace(recipe, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToyRecipe:
-    """All stages of the first moving-digits model, and how it is sampled."""
+    """What is trained, on what, and how the teacher is sampled. The defaults are the recipe for two CPU cores."""
 
-    autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(steps=1600))
+    data: MovingDigitsConfig = field(default_factory=MovingDigitsConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    latents_seed: int = 0
     video_shards: int = 16
     videos_a_shard: int = 1000
     image_shards: int = 15
     images_a_shard: int = 10_000
-    flow: CausalFlowRecipe = field(default_factory=CausalFlowRecipe)
-    """single frames, then videos in large batches: what a digit looks like"""
-    flow_steps: int = 1800
-    """steps of `flow` that are run; its average then goes on with `motion`"""
-    motion: CausalFlowRecipe = field(
-        default_factory=lambda: CausalFlowRecipe(
-            seed=1, image_steps=0, video_steps=2400, image_every=10, image_batch=96, video_batch=12, warmup_steps=50,
-            cooldown=0.4, ema=0.998, save_every=100,
-        )
-    )  # fmt: skip
-    """many steps on small batches of videos: how it moves"""
+    teacher: FlowMatchingRecipe = field(default_factory=lambda: FlowMatchingRecipe(compiled=True))
+    """what things look like: single latent frames, then videos"""
+    motion: FlowMatchingRecipe = field(default_factory=lambda: _motion(compiled=True))
+    """how they move; begins with the weights of `teacher`"""
     settings: CheckpointSettings = field(
         default_factory=lambda: CheckpointSettings(
-            schedule="10", shift=3.0, kv_noise=25.0, reuse_last_step=False, step="euler", cfg=3.5, text_encoder="demo",
-            title="moving digits", license="Apache-2.0",
+            schedule="50", shift=5.0, causal=False, step="euler", cfg=3.0, text_encoder="demo",
+            title="moving digits, teacher", license="Apache-2.0",
         )
     )  # fmt: skip
-    evaluation_prompts: int = 400
-    evaluation_seeds: tuple[int, ...] = (0, 1, 2)
+    """how the teacher is sampled"""
+    sample_every: int = 500
+    """steps of the teacher between sample videos, a multiple of its `save_every`"""
+    sample_steps: int = 20
+    """of a sample video"""
+    evaluation_prompts: int = 600
+    evaluation_seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        if self.autoencoder.data != self.data:
+            raise ValueError("recipe: autoencoder and teacher are trained on other videos; give both one `data`")
+        for name, stage in (("teacher", self.teacher), ("motion", self.motion)):
+            if self.sample_every < 1 or self.sample_every % stage.save_every:
+                raise ValueError(
+                    f"recipe: sample_every must be a multiple of {name}.save_every, {stage.save_every}, got "
+                    f"{self.sample_every}"
+                )
+        if self.teacher.model != self.motion.model:
+            raise ValueError("recipe: motion goes on with the teacher's weights; give both one `model`")
+        if self.settings.causal:
+            raise ValueError("recipe: the teacher is bidirectional; give settings with causal=False")
 
     def with_seed(self, seed: int) -> ToyRecipe:
         """The same recipe from other random numbers in every stage."""
@@ -48,18 +73,46 @@ class ToyRecipe:
             self,
             autoencoder=replace(self.autoencoder, seed=seed),
             classifier=replace(self.classifier, seed=seed),
-            flow=replace(self.flow, seed=2 * seed),
+            latents_seed=seed,
+            teacher=replace(self.teacher, seed=2 * seed),
             motion=replace(self.motion, seed=2 * seed + 1),
         )
 
 
 def toy() -> ToyRecipe:
-    """The recipe of the embedded checkpoint."""
+    """64x64 pixels on two CPU cores: each stage at most 40 minutes. It made the checkpoint in demo/."""
     return ToyRecipe()
+
+
+def toy_accelerator() -> ToyRecipe:
+    """128x128 pixels and 17 million parameters on one accelerator, sized for about 20 minutes in all; it has not been
+    run."""
+    data = MovingDigitsConfig.at(128)
+    model = WanConfig(dim=384, ffn_dim=1024, num_heads=3, num_layers=8, text_len=32)
+    return ToyRecipe(
+        data=data,
+        autoencoder=AutoencoderConfig(data=data, steps=4000, pixel_frames=416),
+        video_shards=24,
+        image_shards=24,
+        teacher=FlowMatchingRecipe(
+            model=model,
+            image_steps=3000,
+            video_steps=4000,
+            image_batch=256,
+            video_batch=32,
+            learning_rate=6e-4,
+            compiled=True,
+        ),
+        motion=_motion(
+            model=model, video_steps=6000, video_batch=24, sparse_batch=48, learning_rate=6e-4, compiled=True
+        ),
+        evaluation_seeds=(0, 1, 2),
+    )
 
 
 def toy_smoke() -> ToyRecipe:
     """Every stage for a few steps: proves that they fit together, learns nothing."""
+    model = WanConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=1, text_len=32)
     return ToyRecipe(
         autoencoder=AutoencoderConfig(steps=2, pixel_frames=18),
         classifier=ClassifierConfig(steps=2, batch=8),
@@ -67,22 +120,22 @@ def toy_smoke() -> ToyRecipe:
         videos_a_shard=8,
         image_shards=1,
         images_a_shard=16,
-        flow=CausalFlowRecipe(
-            model=WanConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=1, text_len=32),
+        teacher=FlowMatchingRecipe(
+            model=model,
             image_steps=2,
-            video_steps=2,
+            video_steps=3,
+            image_every=3,
             image_batch=4,
             video_batch=2,
             save_every=1,
+            log_every=2,
         ),
-        flow_steps=3,
-        motion=CausalFlowRecipe(
-            model=WanConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=1, text_len=32),
-            image_steps=0,
-            video_steps=1,
-            video_batch=2,
+        motion=_motion(
+            model=model, video_steps=3, video_batch=2, sparse_batch=2, pairs_from=9, save_every=1, log_every=1
         ),
         settings=replace(ToyRecipe().settings, schedule="1"),
-        evaluation_prompts=2,
+        sample_every=2,
+        sample_steps=1,
+        evaluation_prompts=4,
         evaluation_seeds=(0,),
     )

@@ -26,7 +26,9 @@ import torch.nn.functional as F
 from diag_core.vae.detect import CONFIG, KIND, TINY_VAE, vae_from_state_dict
 from diag_core.vae.tiny import TinyVAE, TinyVAEConfig
 
-from ..data.moving_digits import MovingDigitsConfig, draw_clips, render
+from ..data.moving_digits import draw_clips, render
+from ..data.paths import MovingDigitsConfig
+from ..data.prompts import sample_scene
 from ..io import load_state, load_tensors, save_state, save_tensors
 
 log = logging.getLogger(__name__)
@@ -52,7 +54,9 @@ class AutoencoderConfig:
     vae: TinyVAEConfig = dataclasses.field(default_factory=toy_vae_config)
     data: MovingDigitsConfig = dataclasses.field(default_factory=MovingDigitsConfig)
     seed: int = 0
-    steps: int = 1600
+    steps: int = 2000
+    pairs: float = 0.5
+    """share of clips with two digits"""
     lengths: tuple[int, ...] = (9, 1, 17, 9)
     """pixel frames of a step's clips, in turn"""
     pixel_frames: int = 208
@@ -68,7 +72,7 @@ class AutoencoderConfig:
     save_every: int = 250
 
 
-def train(config: AutoencoderConfig, folder: str | Path) -> Path:
+def train(config: AutoencoderConfig, folder: str | Path, *, device: torch.device | str = "cpu") -> Path:
     """Train, or go on where `folder` left off; returns the path of the finished `vae.safetensors` in it.
 
     A step depends on the seed and its own number, so an interrupted run ends as an undisturbed one does. Raises
@@ -77,7 +81,7 @@ def train(config: AutoencoderConfig, folder: str | Path) -> Path:
     state_path = folder / "state.pt"
     recipe = json.dumps(dataclasses.asdict(config), sort_keys=True)
     torch.manual_seed(config.seed)
-    model = TinyVAE(config.vae).to(memory_format=torch.channels_last)
+    model = TinyVAE(config.vae).to(memory_format=torch.channels_last).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     done = 0
     if (state := load_state(state_path)) is not None:
@@ -91,7 +95,7 @@ def train(config: AutoencoderConfig, folder: str | Path) -> Path:
     for step in range(done, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _schedule(step, config)
-        pixels = training_batch(step, config)
+        pixels = training_batch(step, config).to(device)
         loss, squared = _loss(model, pixels, step, config)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -116,7 +120,7 @@ def train(config: AutoencoderConfig, folder: str | Path) -> Path:
                 "recipe": recipe,
             }
             save_state(state_path, state)
-    return finish(model, config, folder)
+    return finish(model.cpu(), config, folder)
 
 
 def finish(model: TinyVAE, config: AutoencoderConfig, folder: Path) -> Path:
@@ -152,13 +156,14 @@ def load_autoencoder(path: str | Path) -> TinyVAE:
 
 
 def training_batch(step: int, config: AutoencoderConfig) -> torch.Tensor:
-    """Pixels of a step: training scans, all combinations of attributes (the split of combinations is the
-    generator's)."""
+    """Pixels of a step: training scans, all combinations of attributes (the split of combinations is the video
+    model's), pairs of digits more often than the video model sees them, since they are harder to draw."""
     length = config.lengths[step % len(config.lengths)]
     batch = max(1, config.pixel_frames // length)
     indices = range(step * config.pixel_frames, step * config.pixel_frames + batch)
-    clips = draw_clips(indices, split="train", seed=config.seed, config=config.data, held_out=None)
     rng = np.random.default_rng([config.seed, step])
+    scenes = [sample_scene(rng, held_out=None, pairs=config.pairs) for _ in indices]
+    clips = draw_clips(indices, split="train", seed=config.seed, config=config.data, scenes=scenes)
     first = rng.integers(0, config.data.num_pixel_frames - length + 1, size=(batch, 1))
     return render(clips, config.data, frames=first + np.arange(length))
 
@@ -224,9 +229,9 @@ def _loss(
     model: TinyVAE, pixels: torch.Tensor, step: int, config: AutoencoderConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    with autocast():
+    with torch.autocast(pixels.device.type, dtype=torch.bfloat16):
         latents = model.encode(pixels)
-        noise = config.latent_noise * torch.randn(latents.shape, generator=generator)
+        noise = config.latent_noise * torch.randn(latents.shape, generator=generator).to(pixels.device)
         decoded = model.decode(latents + noise)
     error = decoded.float() - pixels
     squared = error.square().mean()

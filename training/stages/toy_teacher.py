@@ -1,4 +1,4 @@
-"""The moving-digits model end to end: classifier, autoencoder, latents, causal flow matching, export, scores.
+"""The moving-digits teacher end to end: autoencoder, classifier, latents, flow matching, export, scores.
 
 Each stage leaves its result in the output folder; what is there is not made again, and what was interrupted goes on.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diag_core import SeededNoise, generate
+from diag_core import SeededNoise, WanDiT, generate
 from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, load_dit, save_dit
 from diag_core.demo_text import DemoTextEncoder
 from diag_core.geometry import latent_frames, latent_size
@@ -22,91 +22,140 @@ from diag_core.vae import TinyVAE
 
 from ..classifier import load_classifier, measure_accuracy, save_classifier, train_classifier
 from ..data.latents import load_latents, make_shard
-from ..data.moving_digits import MovingDigitsConfig
-from ..data.prompts import held_out_scenes
-from ..evaluate import Sampler, evaluate_videos
+from ..data.paths import MovingDigitsConfig
+from ..data.prompts import held_out_scenes, to_prompt
+from ..evaluate import Sampler, evaluate_videos, score_videos
 from ..io import save_json
 from ..recipes.toy import ToyRecipe
-from . import autoencoder, causal_flow
+from ..videos import SHOWN, save_videos
+from . import autoencoder, flow_matching
 
 log = logging.getLogger(__name__)
 
-_EVALUATION_SEED = 20_000  # of the held-out prompts
+EVALUATION_SEED = 20_000
+"""of the held-out prompts"""
+_SAMPLE_SEED = 10_000
+"""of the prompts that are sampled during training"""
+TEACHER = "teacher.safetensors"
+"""its file in the output folder"""
 
 
-def run(recipe: ToyRecipe, folder: Path) -> dict[str, Any]:
-    """All stages; returns the scores, which are also written to `scores.json`.
+def run(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> dict[str, Any]:
+    """All stages; returns the teacher's scores, which are also written to `teacher_scores.json`.
 
     Raises:
         ValueError: the folder holds the work of another recipe.
         OSError: a full disk, say; nothing is left half written.
     """
-    vae_file = folder / "vae.safetensors"
-    if not vae_file.exists():
-        autoencoder.train(recipe.autoencoder, folder / "autoencoder").rename(vae_file)
-    vae = autoencoder.load_autoencoder(vae_file)
-    classifier_file = folder / "classifier.safetensors"
-    if not classifier_file.exists():
-        _make_classifier(recipe, vae, classifier_file)
-    latents = folder / "latents"
-    for kind, shards, size in (
-        ("videos", recipe.video_shards, recipe.videos_a_shard),
-        ("first_frames", recipe.image_shards, recipe.images_a_shard),
-    ):
-        for number in range(shards):
-            make_shard(kind, number, folder=latents, vae=vae, seed=recipe.flow.seed, size=size)
-            log.info("latents: %s, shard %d of %d", kind, number + 1, shards)
-    encoder = DemoTextEncoder(recipe.flow.model.text_len, recipe.flow.model.text_dim)
-    data = load_latents(latents)
-    weights = causal_flow.train(recipe.flow, data, encoder.encode, folder / "flow", stop_after=recipe.flow_steps)
-    weights = causal_flow.train(recipe.motion, data, encoder.encode, folder / "motion", initial=weights)
-    save_dit(folder / "dit.safetensors", weights, recipe.flow.model, recipe.settings, dtype=torch.bfloat16)
+    prepare(recipe, folder, device=device)
+    train(recipe, folder, device=device)
     return evaluate(
-        folder, prompts=recipe.evaluation_prompts, seeds=recipe.evaluation_seeds, report=folder / "scores.json"
+        folder,
+        prompts=recipe.evaluation_prompts,
+        seeds=recipe.evaluation_seeds,
+        file=TEACHER,
+        data=recipe.data,
+        report=folder / "teacher_scores.json",
     )
 
 
-def _make_classifier(recipe: ToyRecipe, vae: TinyVAE, path: Path) -> None:
+def prepare(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> None:
+    """Autoencoder, classifier and latents, those that are not there yet."""
+    vae = make_autoencoder(recipe, folder, device=device)
+    if not (folder / "classifier.safetensors").exists():
+        make_classifier(recipe, vae, folder / "classifier.safetensors")
+    vae.to(device)
+    for kind, shards, size in (
+        ("first_frames", recipe.image_shards, recipe.images_a_shard),
+        ("videos", recipe.video_shards, recipe.videos_a_shard),
+    ):
+        for number in range(shards):
+            make_shard(
+                kind, number, folder=folder / "latents", vae=vae, seed=recipe.latents_seed, size=size, data=recipe.data
+            )
+            log.info("latents: %s, shard %d of %d", kind, number + 1, shards)
+
+
+def make_autoencoder(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> TinyVAE:
+    """The autoencoder of `vae.safetensors` on the CPU, trained first where there is none."""
+    path = folder / "vae.safetensors"
+    if not path.exists():
+        autoencoder.train(recipe.autoencoder, folder / "autoencoder", device=device).rename(path)
+    return autoencoder.load_autoencoder(path)
+
+
+def make_classifier(recipe: ToyRecipe, vae: TinyVAE, path: Path) -> None:
     """Trains the judge of digits and writes how well it reads real renders, before and after the autoencoder."""
     model = train_classifier(recipe.classifier)
-    videos = recipe.evaluation_prompts
-    real = measure_accuracy(model, videos=videos)
-    decoded = measure_accuracy(model, videos=videos, reconstruct=lambda pixels: autoencoder.reconstruct(vae, pixels))
+    videos = max(10, recipe.evaluation_prompts)
+    real = measure_accuracy(model, videos=videos, data=recipe.data)
+    decoded = measure_accuracy(
+        model, videos=videos, data=recipe.data, reconstruct=lambda pixels: autoencoder.reconstruct(vae, pixels)
+    )
     log.info("classifier: %s of test renders right, %s after the autoencoder", real, decoded)
     settings = {"steps": recipe.classifier.steps, "seed": recipe.classifier.seed}
     save_classifier(path, model, {"test_accuracy": real, "test_accuracy_reconstructed": decoded, **settings})
 
 
-def load_for_sampling(folder: Path, overrides: dict[str, Any]) -> tuple[LoadedCheckpoint, CheckpointSettings]:
-    """The checkpoint in `folder`, float32, and its settings with those of `overrides` that are not None.
-
-    Raises:
-        ValueError: no settings in the file, or a wrong override.
-    """
-    loaded = load_dit(folder / "dit.safetensors", dtype=torch.float32)
-    if loaded.settings is None:
-        raise ValueError(
-            f"{folder / 'dit.safetensors'} carries no sampling settings: write it with the toy-teacher command"
+def train(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> Path:
+    """Flow matching on the latents of `folder`, looks first and then motion; writes the averaged weights with their
+    sampling settings."""
+    encode = DemoTextEncoder(recipe.teacher.model.text_len, recipe.teacher.model.text_dim).encode
+    data = load_latents(folder / "latents")
+    weights: dict[str, Tensor] | None = None
+    for name, stage in (("teacher", recipe.teacher), ("motion", recipe.motion)):
+        watch = _watch(recipe, folder, name, device)
+        weights = flow_matching.train(
+            stage, data, encode, folder / name, initial=weights, device=device, watch=watch
         )
-    given = {name: value for name, value in overrides.items() if value is not None}
-    return loaded, dataclasses.replace(loaded.settings, **given)
+    assert weights is not None
+    save_dit(folder / TEACHER, weights, recipe.teacher.model, recipe.settings, dtype=torch.bfloat16)
+    return folder / TEACHER
 
 
-def sampler_of(folder: Path, data: MovingDigitsConfig, overrides: dict[str, Any]) -> Sampler:
-    """Prompts and a seed -> pixels, as a user of the checkpoint would sample them."""
-    loaded, settings = load_for_sampling(folder, overrides)
+def _watch(recipe: ToyRecipe, folder: Path, stage: str, device: str) -> flow_matching.Watch:
+    """Samples a few held-out prompts now and then: videos in `samples` of the stage's folder, scores for the log."""
     vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
-    encoder = DemoTextEncoder(loaded.config.text_len, loaded.config.text_dim)
-    height, width = latent_size(data.size, data.size)
+    classifier = load_classifier(folder / "classifier.safetensors")
+    scenes = held_out_scenes(SHOWN, seed=_SAMPLE_SEED)
+    settings = dataclasses.replace(recipe.settings, schedule=str(recipe.sample_steps))
+    model = WanDiT(recipe.teacher.model).to(device).eval()
 
-    def sample(prompts: list[str], seed: int) -> Tensor:
-        with torch.no_grad():
-            latents = generate(
-                loaded.model,
-                encoder.encode(prompts),
-                settings.diagonal_schedule(),
-                noise=SeededNoise(seed),
-                num_latent_frames=latent_frames(data.num_pixel_frames),
+    def watch(step: int, weights: dict[str, Tensor]) -> dict[str, float]:
+        if step % recipe.sample_every:
+            return {}
+        model.load_state_dict(weights)
+        sample = sampler_of(LoadedCheckpoint(model, recipe.teacher.model, settings), settings, vae, recipe.data)
+        pixels = sample([to_prompt(scene) for scene in scenes], _SAMPLE_SEED)
+        save_videos(folder / stage / "samples", f"step_{step:06d}", pixels, fps=recipe.data.fps)
+        scores = score_videos(pixels, scenes, classifier)
+        return {name: float(value.nanmean()) for name, value in scores.items() if value.dim() == 1}
+
+    return watch
+
+
+def sampler_of(
+    checkpoint: LoadedCheckpoint, settings: CheckpointSettings, vae: TinyVAE, data: MovingDigitsConfig
+) -> Sampler:
+    """Prompts and a seed -> pixels, as a user of the checkpoint would sample them: chunk by chunk, or, of a
+    bidirectional one, the whole video at once. Float32 weights are run in bfloat16 autocast, others as they are.
+
+    Raises ValueError for a bidirectional one that is to be sampled in other steps than Euler's."""
+    if not settings.causal and settings.step != "euler":
+        raise ValueError(f"a bidirectional checkpoint is sampled with step 'euler', its settings say {settings.step!r}")
+    encoder = DemoTextEncoder(checkpoint.config.text_len, checkpoint.config.text_dim)
+    height, width = latent_size(data.size, data.size)
+    frames = latent_frames(data.num_pixel_frames)
+    model, schedule = checkpoint.model, settings.diagonal_schedule()
+
+    def in_chunks(context: Tensor, negative: Tensor, noise: SeededNoise) -> Tensor:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.float32):
+            return generate(
+                model,
+                context,
+                schedule,
+                noise=noise,
+                num_latent_frames=frames,
                 height=height,
                 width=width,
                 cache=settings.cache(),
@@ -114,11 +163,34 @@ def sampler_of(folder: Path, data: MovingDigitsConfig, overrides: dict[str, Any]
                 chunk_frames=settings.chunk_frames,
                 step=settings.step,
                 cfg=settings.cfg,
-                negative=encoder.encode([settings.negative_prompt] * len(prompts)),
+                negative=negative.expand_as(context),
             )
-            return vae.decode(latents)
+
+    def whole(context: Tensor, negative: Tensor, noise: SeededNoise) -> Tensor:
+        shape = (len(context), checkpoint.config.in_dim, frames, height, width)
+        start = noise.initial(0, shape).to(model.device)
+        return flow_matching.sample(model, start, context, negative, schedule.sigmas(0), cfg=settings.cfg)
+
+    def sample(prompts: list[str], seed: int) -> Tensor:
+        context, negative = (
+            encoder.encode(texts).to(model.device) for texts in (prompts, [settings.negative_prompt])
+        )
+        with torch.no_grad():
+            latents = (in_chunks if settings.causal else whole)(context, negative, SeededNoise(seed))
+            return vae.decode(latents.to(next(vae.parameters()).device)).float().cpu()
 
     return sample
+
+
+def load_for_sampling(path: Path, overrides: dict[str, Any]) -> tuple[LoadedCheckpoint, CheckpointSettings]:
+    """A checkpoint as it is stored, and its settings with those of `overrides` that are not None.
+
+    Raises ValueError for a file without settings, or for a wrong override."""
+    loaded = load_dit(path)
+    if loaded.settings is None:
+        raise ValueError(f"{path} carries no sampling settings: write it with the stage that trains it")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return loaded, dataclasses.replace(loaded.settings, **given)
 
 
 def evaluate(
@@ -126,22 +198,30 @@ def evaluate(
     *,
     prompts: int,
     seeds: Sequence[int],
+    file: str = "dit.safetensors",
     overrides: dict[str, Any] | None = None,
+    data: MovingDigitsConfig | None = None,
     report: Path | None = None,
 ) -> dict[str, Any]:
-    """Scores the checkpoint in `folder` on held-out combinations of digit, colour and direction."""
-    overrides = overrides or {}
-    data = MovingDigitsConfig()
-    _, settings = load_for_sampling(folder, overrides)
+    """Scores the checkpoint `file` of a folder with an autoencoder and a classifier, on held-out combinations.
+
+    Args:
+        overrides: sampling settings instead of the checkpoint's.
+        data: sizes of the videos; 64x64 pixels when left out.
+        report: also write the scores there.
+    """
+    data = data or MovingDigitsConfig()
+    loaded, settings = load_for_sampling(folder / file, overrides or {})
     result = evaluate_videos(
-        sampler_of(folder, data, overrides),
-        held_out_scenes(prompts, seed=_EVALUATION_SEED),
+        sampler_of(loaded, settings, autoencoder.load_autoencoder(folder / "vae.safetensors"), data),
+        held_out_scenes(prompts, seed=EVALUATION_SEED),
         load_classifier(folder / "classifier.safetensors"),
         seeds=seeds,
         chunk_frames=settings.chunk_frames,
+        data=data,
     )
     result["settings"] = settings.to_dict()
-    for name in ("digit", "direction", "colour"):
+    for name in ("digit", "direction", "motion", "colour"):
         log.info(
             "%s right: %.1f%% (spread over seeds %.1f, chance %.1f%%)",
             name, 100 * result["scores"][name], 100 * result["spread"][name], 100 * result["chance"][name],

@@ -1,0 +1,234 @@
+"""The teacher's stage learns, resumes exactly, and refuses what is not its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diag_core import WanConfig, WanDiT
+from diag_core.demo_text import DemoTextEncoder
+from training.data.latents import LatentSet, scenes_to_indices
+from training.data.prompts import parse, sample_scene
+from training.recipes.teacher import FlowMatchingRecipe
+from training.recipes.toy import toy, toy_accelerator, toy_smoke
+from training.stages import flow_matching
+from training.stages.flow_matching import draw_batch, draw_sigmas, flow_matching_loss, learning_rate, train
+
+SMALL = toy_smoke().teacher
+encode = DemoTextEncoder().encode
+
+
+def random_latents(count: int = 8) -> LatentSet:
+    """Random video latents; all of first frame n are n, and the scene of each is its own."""
+    rng = np.random.default_rng(0)
+    attributes = scenes_to_indices([sample_scene(rng) for _ in range(2 * count)])
+    videos = torch.randn(count, 16, 6, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    firsts = torch.arange(count).half()[:, None, None, None].expand(-1, 16, 8, 8)
+    return LatentSet(videos, attributes[:count], firsts, attributes[count:])
+
+
+def test_killed_at_any_step_and_resumed_it_gives_the_same_weights(tmp_path: Path) -> None:
+    data = random_latents()
+    whole = train(SMALL, data, encode, tmp_path / "whole")
+    for stop in range(1, SMALL.steps):
+        train(SMALL, data, encode, tmp_path / "parts", stop_after=stop)
+    parts = train(SMALL, data, encode, tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert any(not torch.equal(whole[n], p.detach()) for n, p in WanDiT(SMALL.model).named_parameters())
+
+
+def test_a_kill_between_saves_costs_only_the_steps_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, recipe = random_latents(), replace(SMALL, save_every=2)
+    whole = train(recipe, data, encode, tmp_path / "whole")
+    drawn: list[int] = []
+
+    def killed(recipe: FlowMatchingRecipe, data: LatentSet, step: int):
+        drawn.append(step)
+        if drawn.count(3) == 1 and step == 3:
+            raise KeyboardInterrupt
+        return draw_batch(recipe, data, step)
+
+    monkeypatch.setattr(flow_matching, "draw_batch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, encode, tmp_path / "cut")
+    resumed = train(recipe, data, encode, tmp_path / "cut")
+    assert drawn == [0, 1, 2, 3, 2, 3, 4]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    data = random_latents()
+    train(SMALL, data, encode, tmp_path, stop_after=1)
+    with pytest.raises(ValueError, match="written by another recipe"):
+        train(replace(SMALL, learning_rate=1.0), data, encode, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, recipe = random_latents(), replace(SMALL, log_every=1)
+    train(recipe, data, encode, tmp_path, stop_after=2)
+    before = (tmp_path / "state.pt").read_bytes()
+    monkeypatch.setattr(flow_matching, "flow_matching_loss", lambda *a: flow_matching_loss(*a) * float("nan"))
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        train(recipe, data, encode, tmp_path)
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_training_lowers_the_loss_on_data_it_can_fit(tmp_path: Path) -> None:
+    recipe = replace(
+        SMALL, image_steps=0, video_steps=60, video_batch=8, image_every=1000, warmup_steps=5, learning_rate=5e-3,
+        save_every=1000,
+    )  # fmt: skip
+    data = replace(random_latents(), videos=torch.ones(8, 16, 6, 8, 8).half())
+    model = WanDiT(recipe.model)
+    model.load_state_dict(train(recipe, data, encode, tmp_path))
+    noise = torch.randn(4, 16, 6, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        loss = flow_matching_loss(model, torch.ones_like(noise), encode([""] * 4), torch.full((4,), 0.5), noise)
+    assert loss < 0.5  # predicting nothing gives 2
+
+
+def test_the_loss_is_that_of_the_flow() -> None:
+    latents, noise = torch.randn(2, 2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.25, 0.75])
+    seen = {}
+
+    def knows(x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, *, frame_positions: None) -> torch.Tensor:
+        seen.update(x=x, timestep=timestep)
+        return noise - latents
+
+    assert flow_matching_loss(knows, latents, encode(["", ""]), sigma, noise) == 0
+    assert seen["timestep"].tolist() == [250, 750]  # one level a video
+    torch.testing.assert_close(seen["x"][1], 0.25 * latents[1] + 0.75 * noise[1])
+
+
+def test_noise_levels_are_logit_normal_before_the_shift() -> None:
+    recipe = replace(SMALL, shift=3.0, spread=1.2)
+    sigma = draw_sigmas(recipe, 20_000, torch.Generator().manual_seed(0))
+    assert sigma.shape == (20_000,) and sigma.min() > 0 and sigma.max() < 1
+    assert sigma.median() == pytest.approx(3 / 4, abs=0.01)  # 3 s / (1 + 2 s) at s = 1/2
+    logits = (sigma / (3 - 2 * sigma)).logit()
+    assert logits.std() == pytest.approx(1.2, abs=0.03)
+
+
+def test_sparse_steps_leave_out_latent_frames_and_say_where_the_others_are() -> None:
+    data = random_latents()
+    recipe = replace(SMALL, image_steps=0, video_steps=9, image_every=9, sparse_of=(2, 3))
+    recipe = replace(recipe, sparse_stride=2, sparse_batch=5)
+    assert [recipe.on_sparse(step) for step in range(9)] == [True, True, False] * 2 + [True, True, False]
+    firsts = set()
+    for step in (0, 1, 3, 4, 6, 7):
+        sparse = draw_batch(recipe, data, step)
+        assert sparse.latents.shape == sparse.noise.shape == (5, 16, 3, 8, 8)
+        assert sparse.frame_positions == (0, 2, 4)
+        for latents, prompt in zip(sparse.latents, sparse.prompts, strict=True):
+            found = (data.videos.float() == latents[None, :, :1]).all(-1).all(-1).all(1)
+            video, first = torch.nonzero(found)[0].tolist()
+            assert torch.equal(latents, data.videos[video, :, first::2].float())
+            if prompt:
+                assert torch.equal(scenes_to_indices([parse(prompt)])[0], data.video_attributes[video])
+            firsts.add(first)
+    assert firsts == {0, 1}
+    assert draw_batch(recipe, data, 2).frame_positions is None
+    assert draw_batch(recipe, data, 2).latents.shape == (recipe.video_batch, 16, 6, 8, 8)
+
+
+def test_a_stage_begins_with_the_weights_of_an_earlier_one(tmp_path: Path) -> None:
+    data = random_latents()
+    earlier = train(SMALL, data, encode, tmp_path / "one")
+    still = replace(SMALL, learning_rate=1e-12, seed=1)
+    later = train(still, data, encode, tmp_path / "two", initial=earlier)
+    assert all(torch.allclose(earlier[name], later[name], atol=1e-6) for name in earlier)
+
+
+def test_batches_pair_latents_with_their_prompts() -> None:
+    data = random_latents()
+    recipe = replace(SMALL, image_batch=200, prompt_dropout=0.0, video_frame_share=0.5)
+    images = draw_batch(recipe, data, 0)
+    assert images.latents.shape == images.noise.shape == (200, 16, 1, 8, 8)
+    scenes = [*map(parse, images.prompts)]
+    single = images.latents[:100, 0, 0, 0, 0]
+    for number, scene in zip(single.tolist(), scenes, strict=False):
+        assert torch.equal(scenes_to_indices([scene])[0], data.first_frame_attributes[int(number)])
+    cut_from = set()
+    for latent, scene in zip(images.latents[100:, :, 0], scenes[100:], strict=True):
+        video, frame = torch.nonzero((data.videos.float() == latent[None, :, None]).all(-1).all(-1).all(1))[0].tolist()
+        assert torch.equal(scenes_to_indices([scene])[0], data.video_attributes[video])
+        cut_from.add(frame)
+    assert cut_from == set(range(6))
+    clips = draw_batch(recipe, data, recipe.image_steps)
+    assert clips.latents.shape == (recipe.video_batch, 16, 6, 8, 8)
+    again = draw_batch(recipe, data, recipe.image_steps)
+    assert torch.equal(clips.noise, again.noise) and clips.prompts == again.prompts
+    assert not torch.equal(clips.noise, draw_batch(replace(recipe, seed=1), data, recipe.image_steps).noise)
+
+
+def test_two_digits_are_shown_more_often_from_a_step_on() -> None:
+    data = random_latents(200)
+    recipe = replace(SMALL, image_batch=100, video_batch=20, image_steps=3, pairs_from=2, pair_share=0.45)
+    recipe = replace(recipe, prompt_dropout=0.0)
+    shares = []
+    for step in range(5):
+        scenes = [parse(prompt) for prompt in draw_batch(recipe, data, step).prompts]
+        shares.append(sum(len(scene.movers) == 2 for scene in scenes) / len(scenes))
+    assert 0.1 < shares[0] < 0.35 and 0.1 < shares[1] < 0.35
+    assert shares[2] == pytest.approx(0.45, abs=0.02) and shares[3:] == [0.45] * 2
+    alone = replace(data, video_attributes=data.video_attributes[~data.video_pairs].repeat(2, 1)[:200])
+    with pytest.raises(ValueError, match="no samples with two digits"):
+        draw_batch(recipe, alone, 3)
+
+
+def test_a_share_of_prompts_is_left_out() -> None:
+    batch = draw_batch(replace(SMALL, image_batch=2000, prompt_dropout=0.1), random_latents(), 0)
+    assert 0.07 < batch.prompts.count("") / 2000 < 0.13
+
+
+def test_the_learning_rate_warms_up_and_cools_down() -> None:
+    recipe = replace(SMALL, image_steps=0, video_steps=100, warmup_steps=10, cooldown=0.2, learning_rate=1.0)
+    rates = [learning_rate(recipe, step) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == rates[79] == 1 and rates[90] == 0.5 and rates[99] == pytest.approx(0.05)
+
+
+def test_images_come_first_and_return_now_and_then() -> None:
+    recipe = replace(SMALL, image_steps=3, video_steps=8, image_every=4)
+    assert [recipe.on_images(step) for step in range(11)] == [True] * 3 + [False] * 3 + [True] + [False] * 3 + [True]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt_dropout": 1.5},
+        {"video_batch": 0},
+        {"image_steps": 0, "video_steps": 0},
+        {"image_steps": -1},
+        {"learning_rate": 0.0},
+        {"shift": float("nan")},
+        {"sparse_of": (3, 2)},
+    ],
+)
+def test_a_wrong_recipe_is_refused(change: dict) -> None:
+    with pytest.raises(ValueError, match="recipe: "):
+        replace(toy().teacher, **change)
+
+
+def test_recipes_fit_their_machines() -> None:
+    for recipe in (toy(), toy_accelerator()):
+        model = recipe.teacher.model
+        assert model.dim == 128 * model.num_heads and model.text_len == 32
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in WanDiT(model).parameters())
+        assert 2 * parameters < (15e6 if recipe == toy() else 60e6)
+    assert toy_accelerator().data.size == 128
+    with pytest.raises(ValueError, match="on other videos"):
+        replace(toy(), data=toy_accelerator().data)
+    with pytest.raises(ValueError, match="bidirectional"):
+        replace(toy(), settings=replace(toy().settings, causal=True))
+    assert (toy().with_seed(3).teacher.seed, toy().with_seed(3).motion.seed) == (6, 7)
+    assert toy().with_seed(0) == toy()
+    assert isinstance(toy().teacher.model, WanConfig)

@@ -1,0 +1,191 @@
+"""All stages from nothing to the scored checkpoint, by the command line, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diag_core import WanConfig, WanDiT
+from diag_core.checkpoint import CheckpointSettings, load_dit, save_dit
+from training import io
+from training.__main__ import main
+from training.logbook import read_log
+from training.recipes.moving_digits import cpu, smoke
+from training.stages.moving_digits import STAGES
+
+RESULTS = ("vae", "classifier", "teacher", "ode_init", "stage1", "stage2", "dit")
+
+
+def toy(folder: Path, *more: str) -> int:
+    return main(["toy", "--recipe", "toy-smoke", "--out", str(folder), "--device", "cpu", *more])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke recipe's folder after all stages."""
+    folder = tmp_path_factory.mktemp("smoke")
+    assert toy(folder) == 0
+    return folder
+
+
+@pytest.fixture()
+def told(capsys: pytest.CaptureFixture[str]):
+    """The one line that an error gives."""
+
+    def read() -> str:
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        return lines[0]
+
+    return read
+
+
+def test_every_stage_leaves_its_result(done: Path) -> None:
+    for name in RESULTS:
+        assert (done / f"{name}.safetensors").stat().st_size < 15_000_000
+    for stage, steps in (("ode_init", 2), ("stage1", 4), ("stage2", 4)):
+        entries = read_log(done / stage)
+        assert entries[-1]["step"] == steps
+        assert {"sample/digit", "sample/motion", "sample/saturation", "sample/contrast"} <= set(entries[-1])
+        assert (done / stage / "samples" / "teacher.mp4").exists()
+        assert list((done / stage / "tensorboard").iterdir())
+    assert {path.stem for path in (done / "scores").iterdir()} == {"teacher", "ode_init", "stage1", "dit"}
+
+
+def test_the_checkpoint_says_how_to_sample_it(done: Path) -> None:
+    loaded = load_dit(done / "dit.safetensors")
+    assert loaded.settings == CheckpointSettings(
+        schedule="4322222", shift=5.0, kv_noise=100.0, reuse_last_step=True, window_frames=12, sink_frames=3,
+        step="renoise", cfg=1.0, text_encoder="demo", title="moving digits", license="Apache-2.0",
+    )  # fmt: skip
+    assert loaded.config.text_len == 32
+    assert next(loaded.model.parameters()).dtype == torch.bfloat16
+    stage1 = load_dit(done / "stage1.safetensors").settings
+    assert stage1 is not None and stage1.schedule == "4" and stage1.title == "moving digits, stage 1"
+
+
+def test_what_is_done_is_not_done_again(done: Path) -> None:
+    # The export is written anew, from what is there, and to the same bytes.
+    files = [path for path in done.rglob("*") if path.is_file()]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+    assert toy(done) == 0
+    again = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in done.rglob("*") if path.is_file()}
+    assert again.keys() == before.keys()
+    assert all(again[path][0] == before[path][0] for path in before)
+    assert {path.name for path in before if again[path][1] != before[path][1]} <= {"dit.safetensors"}
+
+
+def test_one_stage_alone_on_another_machine(done: Path, tmp_path: Path) -> None:
+    """Only the results that a stage reads are needed, and it gives what it gave in the whole run."""
+    for name in ("vae", "classifier", "teacher", "stage1"):
+        (tmp_path / f"{name}.safetensors").write_bytes((done / f"{name}.safetensors").read_bytes())
+    assert toy(tmp_path, "--stage", "stage2") == 0
+    assert (tmp_path / "stage2.safetensors").read_bytes() == (done / "stage2.safetensors").read_bytes()
+
+
+def test_toy_evaluate_scores_any_of_them(done: Path, tmp_path: Path) -> None:
+    report = tmp_path / "scores.json"
+    command = ["toy-evaluate", str(done), "--prompts", "2", "--seeds", "0", "--json", str(report)]
+    assert main([*command, "--file", "stage1.safetensors", "--schedule", "1"]) == 0
+    assert json.loads(report.read_text())["settings"]["schedule"] == "1"
+
+
+# -- what is said when something is wrong ----------------------------------------------------------------------------
+
+
+def test_a_wrong_field(tmp_path: Path, told) -> None:
+    assert toy(tmp_path, "stage1.setps=3") == 2
+    assert told() == "error: the recipe has no field 'stage1.setps'; did you mean stage1.steps?"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_checkpoint(tmp_path: Path, told) -> None:
+    needs = {"ode-pairs": "teacher", "stage1": "ode-init", "stage2": "stage1", "export": "stage2"}
+    for stage, missing in needs.items():
+        assert toy(tmp_path, "--stage", stage) == 2
+        line = told()
+        assert f"{missing.replace('-', '_')}.safetensors is missing" in line
+        assert f"Run the stage {missing} first" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_size(done: Path, tmp_path: Path, told) -> None:
+    for name in ("vae", "classifier", "teacher"):
+        (tmp_path / f"{name}.safetensors").write_bytes((done / f"{name}.safetensors").read_bytes())
+    config = replace(smoke().preparation.teacher.model, num_layers=2)
+    save_dit(tmp_path / "ode_init.safetensors", WanDiT(config), config)
+    assert toy(tmp_path, "--stage", "stage1") == 2
+    assert "must have num_layers 1, it has 2" in told()
+    assert not (tmp_path / "stage1.safetensors").exists()
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, told) -> None:
+    (tmp_path / "teacher.safetensors").write_bytes(b"not a model")
+    assert toy(tmp_path, "--stage", "ode-pairs") == 2
+    assert "teacher.safetensors" in told()
+
+
+def test_another_recipe_in_the_same_folder(done: Path, told) -> None:
+    assert toy(done, "--stage", "stage1", "stage1.learning_rate=1e-3") == 2
+    assert "was begun with another recipe: learning_rate was 5e-05, now it is 0.001" in told()
+
+
+def test_fields_that_weights_do_not_depend_on_may_change(done: Path) -> None:
+    assert toy(done, "--stage", "stage1", "stage1.sample_every=3", "stage1.limits.patience=5") == 0
+
+
+def test_another_input_in_the_same_folder(done: Path, tmp_path: Path, told) -> None:
+    for name in ("vae.safetensors", "classifier.safetensors", "teacher.safetensors", "stage2/recipe.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((done / name).read_bytes())
+    (tmp_path / "stage1.safetensors").write_bytes((done / "ode_init.safetensors").read_bytes())
+    assert toy(tmp_path, "--stage", "stage2") == 2
+    assert "was begun with other inputs: stage1.safetensors" in told()
+
+
+def test_a_full_disk(done: Path, tmp_path: Path, told, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("vae", "classifier", "teacher", "ode_init"):
+        (tmp_path / f"{name}.safetensors").write_bytes((done / f"{name}.safetensors").read_bytes())
+
+    def full(state: object, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io.torch, "save", full)
+        assert toy(tmp_path, "--stage", "stage1") == 2
+    assert told() == "error: the disk is full: free some space and run the same command again, it goes on from here"
+    assert not (tmp_path / "stage1.safetensors").exists()
+    assert not list((tmp_path / "stage1").glob(".*")) and not (tmp_path / "stage1" / "state.pt").exists()
+    assert toy(tmp_path, "--stage", "stage1") == 0
+    assert (tmp_path / "stage1.safetensors").read_bytes() == (done / "stage1.safetensors").read_bytes()
+
+
+def test_a_run_that_collapses_says_so(done: Path, tmp_path: Path, told) -> None:
+    for name in ("vae", "classifier", "teacher", "ode_init"):
+        (tmp_path / f"{name}.safetensors").write_bytes((done / f"{name}.safetensors").read_bytes())
+    assert toy(tmp_path, "--stage", "stage1", "stage1.learning_rate=1e30", "stage1.clip=1e30") == 2
+    assert "the run has collapsed at iteration" in told()
+    assert not (tmp_path / "stage1.safetensors").exists()
+
+
+def test_the_cpu_recipe_is_that_of_the_benchmark() -> None:
+    recipe = cpu()
+    assert recipe.preparation.teacher.model == WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=6, text_len=32)
+    assert recipe.preparation.data.size == 64 and recipe.preparation.data.num_pixel_frames == 81
+    assert (recipe.stage1.schedule, recipe.stage2.schedule) == ("4", "4322222")
+    assert {recipe.stage1.chunk_frames, recipe.stage2.chunk_frames, recipe.ode_init.chunk_frames} == {3}
+    assert recipe.stage2.weights.gamma == 1 and recipe.stage1.weights.gamma == 0
+
+
+def test_there_is_a_command_for_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["toy", "--help"])
+    shown = capsys.readouterr().out
+    assert all(stage in shown for stage in STAGES)

@@ -1,0 +1,172 @@
+"""The loop goes on after a kill as if there had been none, and leaves nothing half written."""
+
+from __future__ import annotations
+
+import errno
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from training import io, trainer
+from training.ema import EMA
+from training.io import load_state
+from training.logbook import Logbook, read_log
+from training.metrics import Collapse, HealthLimits
+from training.recipes.distillation import LoopRecipe
+from training.trainer import train
+
+RECIPE = LoopRecipe(steps=7, save_every=3, log_every=2, sample_every=2, sample_prompts=2)
+
+
+class Counter:
+    """Adds up numbers that depend on the step; an update may be told to fail."""
+
+    def __init__(self, fail_at: int | None = None, nan_at: int | None = None) -> None:
+        self.total, self.fail_at, self.nan_at = torch.zeros(3), fail_at, nan_at
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        if step == self.fail_at:
+            raise KeyboardInterrupt
+        self.total = self.total * 1.1 + torch.randn(3, generator=torch.Generator().manual_seed(step))
+        return {"loss": self.total.sum() if step != self.nan_at else torch.tensor(math.nan)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.total = state["total"]
+
+
+class Still:
+    """Samples that do or do not move."""
+
+    def __init__(self, motion: float) -> None:
+        self.motion, self.looked = motion, 0
+
+    def teacher(self) -> dict[str, float]:
+        return {"motion": 1.0, "saturation": 1.0, "contrast": 1.0}
+
+    def sample(self) -> tuple[Tensor, dict[str, float]]:
+        self.looked += 1
+        pixels = torch.zeros(2, 3, 5, 16, 16)
+        return pixels, {"motion": self.motion, "saturation": 1.0, "contrast": 1.0, "digit": 0.5}
+
+
+def steps_logged(folder: Path) -> list[int]:
+    return [entry["step"] for entry in read_log(folder)]
+
+
+@pytest.mark.parametrize("fail_at", range(1, 7))
+def test_stopped_at_any_iteration_it_ends_the_same(tmp_path: Path, fail_at: int) -> None:
+    whole, cut, resumed = Counter(), Counter(fail_at), Counter()
+    train("x", whole, RECIPE, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train("x", cut, RECIPE, tmp_path / "cut")
+    train("x", resumed, RECIPE, tmp_path / "cut")
+    assert torch.equal(whole.total, resumed.total)
+    assert read_log(tmp_path / "whole") == read_log(tmp_path / "cut")
+    assert steps_logged(tmp_path / "cut") == [2, 3, 4, 6, 7]
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    train("x", Counter(), RECIPE, tmp_path)
+    train("x", Counter(fail_at=0), RECIPE, tmp_path)
+
+
+def test_a_full_disk_while_saving_leaves_the_last_state_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saves = torch.save, []
+
+    def full(state: object, file: Any) -> None:
+        saves.append(1)
+        if len(saves) == 2:
+            file.write(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(io.torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        train("x", Counter(), RECIPE, tmp_path)
+    state = load_state(tmp_path / "state.pt")
+    assert state is not None and state["step"] == 3
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
+    whole, resumed = Counter(), Counter()
+    train("x", whole, RECIPE, tmp_path / "whole")
+    train("x", resumed, RECIPE, tmp_path)
+    assert torch.equal(whole.total, resumed.total)
+
+
+def test_no_state_is_saved_from_after_a_nan(tmp_path: Path) -> None:
+    with pytest.raises(Collapse, match="loss is nan"):
+        train("x", Counter(nan_at=4), replace(RECIPE, log_every=100), tmp_path)
+    state = load_state(tmp_path / "state.pt")
+    assert state is not None and state["step"] == 3
+
+
+def test_samples_are_written_and_judged(tmp_path: Path) -> None:
+    train("x", Counter(), RECIPE, tmp_path, gallery=Still(1.0))
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == sorted(f"step_00000{n}.{kind}" for n in (2, 4, 6, 7) for kind in ("mp4", "png"))
+    judged = [entry for entry in read_log(tmp_path) if "sample/digit" in entry]
+    assert [entry["step"] for entry in judged] == [2, 4, 6, 7]
+
+
+def test_a_collapse_stops_the_run_also_when_it_was_interrupted_between_the_signs(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, save_every=1, limits=HealthLimits(patience=2))
+    train("x", Counter(), recipe, tmp_path, gallery=Still(0.0), stop_after=3)
+    with pytest.raises(Collapse, match="iteration 4, static"):
+        train("x", Counter(), recipe, tmp_path, gallery=Still(0.0))
+
+
+def test_what_the_log_had_beyond_the_state_is_dropped(tmp_path: Path) -> None:
+    book = Logbook(tmp_path, 0)
+    for step in (1, 2, 3):
+        book.write(step, {"loss": float(step)})
+    book.close()
+    (tmp_path / "log.jsonl").write_text((tmp_path / "log.jsonl").read_text() + '{"step": 4, "lo')
+    Logbook(tmp_path, 2).close()
+    assert steps_logged(tmp_path) == [1, 2]
+
+
+def test_curves_are_for_tensorboard_too(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train("x", Counter(), RECIPE, tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2, 3, 4, 6, 7]
+
+
+def test_without_tensorboard_the_log_is_there_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train("x", Counter(), RECIPE, tmp_path)
+    assert steps_logged(tmp_path) == [2, 3, 4, 6, 7]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_the_average_is_lent_to_the_model_and_taken_back() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 3)
+    ema = EMA(model, 0.9)
+    before = [p.detach().clone() for p in model.parameters()]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    after = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(KeyboardInterrupt), ema.applied_to(model):
+        assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+        raise KeyboardInterrupt
+    assert all(torch.equal(p, a) for p, a in zip(model.parameters(), after, strict=True))
+
+
+def test_the_pace_is_told() -> None:
+    progress = trainer.Progress(began=trainer.time.monotonic() - 10, first=5, done=10, steps=70)
+    assert progress.text() == "2.00 s/step, 2 min left"

@@ -1,0 +1,65 @@
+"""One forward of a model in the precision that a recipe asks for.
+
+Legend: B samples, C latent channels, F latent frames, H and W latent rows and columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diag_core.noise_schedule import x0_from_flow
+
+from .compilation import Forward
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def flow_of(
+    model: Forward, x: Tensor, sigma: float | Tensor, context: Tensor, *, precision: torch.dtype, **where: Any
+) -> Tensor:
+    """Flow [B,C,F,H,W], float32, of `x` at `sigma` (a number, [B] or [B,F]).
+
+    Autocast is entered for each forward alone: it keeps its copies of the weights until it is left, and a copy made
+    without gradient would cut the next forward's gradient off from the weights.
+
+    Args:
+        where: what else the model's forward takes (`cache`, `start_frame`, `mask`, ...).
+    """
+    if not isinstance(sigma, Tensor):
+        sigma = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
+    with torch.autocast(x.device.type, precision, enabled=precision.itemsize == 2):
+        flow: Tensor = model(x, 1000 * sigma, context, **where)
+    return flow.float()
+
+
+def estimate_x0(model: Forward, x: Tensor, sigma_B: Tensor, context: Tensor, *, precision: torch.dtype) -> Tensor:
+    """The clean latents that a bidirectional model reads from `x` at `sigma_B`, [B,C,F,H,W]."""
+    flow = flow_of(model, x, sigma_B, context, precision=precision)
+    return x0_from_flow(x, flow, sigma_B[:, None, None, None, None])
+
+
+def guided_flow(
+    model: Forward,
+    x: Tensor,
+    sigma: float | Tensor,
+    context: Tensor,
+    negative: Tensor,
+    cfg: float,
+    *,
+    precision: torch.dtype,
+) -> Tensor:
+    """negative + cfg (prompt - negative), both in one forward of twice the batch; at cfg 1 the prompt's alone.
+
+    Args:
+        negative: [1,L,text_dim], the same for all samples.
+    """
+    if cfg == 1:
+        return flow_of(model, x, sigma, context, precision=precision)
+    if isinstance(sigma, Tensor):
+        sigma = torch.cat([sigma, sigma])
+    both = torch.cat([context, negative.expand_as(context)])
+    flow, other = flow_of(model, torch.cat([x, x]), sigma, both, precision=precision).chunk(2)
+    return other + cfg * (flow - other)

@@ -1,0 +1,88 @@
+"""Settings of the bidirectional teacher, and its two sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from diag_core import WanConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMatchingRecipe:
+    """Flow matching of a bidirectional DiT: single latent frames first, which teach what a digit looks like, and then
+    videos, in many steps on small batches, which teach how it moves."""
+
+    model: WanConfig = field(
+        default_factory=lambda: WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=6, text_len=32)
+    )
+    seed: int = 0
+    image_steps: int = 2200
+    """steps on single latent frames before the first video"""
+    video_steps: int = 3900
+    """steps that follow, of which every `image_every`-th is on single frames again"""
+    image_every: int = 20
+    image_batch: int = 256
+    video_batch: int = 12
+    sparse_of: tuple[int, int] = (0, 1)
+    """of so many video steps, so many show only each `sparse_stride`-th latent frame: cheap steps that teach
+    where things go"""
+    sparse_stride: int = 3
+    sparse_batch: int = 16
+    video_frame_share: float = 0.5
+    """share of single frames that are cut from videos; the rest are single images, as a video's first latent frame"""
+    pairs_from: int = 1400
+    """step from which two digits are shown more often than the data has them: what belongs to which of
+    them is learnt after shapes"""
+    pair_share: float = 0.45
+    """share of samples with two digits from then on"""
+    learning_rate: float = 8e-4
+    warmup_steps: int = 100
+    cooldown: float = 0.35
+    """share of all steps over which the learning rate falls linearly to zero"""
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    """largest gradient norm"""
+    prompt_dropout: float = 0.1
+    """share of samples trained without their prompt, for classifier-free guidance"""
+    shift: float = 3.0
+    """of the noise levels trained on"""
+    spread: float = 1.2
+    """standard deviation of the noise levels' logits, before the shift"""
+    ema: float = 0.998
+    compiled: bool = False
+    """fuse small operations with torch.compile, which needs a C++ compiler: a quarter faster on a CPU, and other last
+    bits"""
+    save_every: int = 100
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        batches = ("image_batch", "video_batch", "sparse_batch")
+        for name in (*batches, "image_every", "sparse_stride", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"recipe: {name} must be at least 1, got {getattr(self, name)}")
+        shares = ("prompt_dropout", "cooldown", "ema", "video_frame_share", "pair_share")
+        for name in shares:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"recipe: {name} must be from 0 to 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip", "shift", "spread"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"recipe: {name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.sparse_of[0] <= self.sparse_of[1] > 0:
+            raise ValueError(f"recipe: sparse_of must be so many of so many, such as (2, 3), got {self.sparse_of}")
+        if min(self.image_steps, self.video_steps) < 0 or self.steps < 1:
+            raise ValueError(
+                f"recipe: image_steps and video_steps must not be negative nor both 0, got {self.image_steps} and "
+                f"{self.video_steps}"
+            )
+
+    @property
+    def steps(self) -> int:
+        return self.image_steps + self.video_steps
+
+    def on_images(self, step: int) -> bool:
+        """Whether step `step` trains on single frames."""
+        return step < self.image_steps or (step - self.image_steps) % self.image_every == self.image_every - 1
+
+    def on_sparse(self, step: int) -> bool:
+        """Whether step `step` trains on videos of which some latent frames are left out."""
+        return not self.on_images(step) and step % self.sparse_of[1] < self.sparse_of[0]

@@ -1,0 +1,50 @@
+"""A stage's folder belongs to one recipe and to one set of inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..io import save_json
+
+FILE = "recipe.json"
+FREE = ("save_every", "log_every", "sample_every", "limits")
+"""fields that weights do not depend on: they may be changed when a stage goes on"""
+
+
+def begin(folder: Path, recipe: Any, inputs: Mapping[str, str]) -> None:
+    """Writes down what a stage in `folder` is made with, or checks it against what it was begun with.
+
+    Args:
+        recipe: a dataclass.
+        inputs: digests of the files it starts from, by name.
+
+    Raises:
+        ValueError: the folder was begun with another recipe or other inputs; names the first field that differs.
+    """
+    path = folder / FILE
+    own = json.loads(json.dumps({"recipe": dataclasses.asdict(recipe), "inputs": dict(inputs)}))
+    if not path.exists():
+        save_json(path, own)
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for part, what in (("recipe", "another recipe"), ("inputs", "other inputs")):
+        was, now = flat(before[part]), flat(own[part])
+        changed = [n for n in {**was, **now} if was.get(n) != now.get(n) and n.split(".")[0] not in FREE]
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"{folder} was begun with {what}: {name} was {was.get(name)}, now it is {now.get(name)}. Go on with "
+                "what it was begun with, or delete the folder and what came of it, or choose another output folder"
+            )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return result

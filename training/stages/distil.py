@@ -1,0 +1,215 @@
+"""Distribution matching of the student's own rollouts: stage 1 with one list of steps for all chunks, stage 2 with the
+diagonal lists and the motion terms. What differs is in the recipe.
+
+An iteration trains the critic on a rollout of the present student; every `generator_every`-th one trains the student
+first. Only prompts are needed.
+
+Legend: B samples, C latent channels, F latent frames, H and W latent rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diag_core import DiagonalSchedule, SeededNoise, WanDiT
+from diag_core.noise_schedule import add_noise
+
+from ..compilation import forward_of
+from ..distribution_matching import estimates
+from ..ema import EMA
+from ..losses import (
+    critic_loss,
+    dmd_gradient,
+    dmd_loss,
+    flow_gradient,
+    flow_loss,
+    flow_regression_loss,
+    frame_weights,
+    regression_loss,
+    total_loss,
+)
+from ..optimize import Optimizer
+from ..parallelize import checkpoint_activations
+from ..precision import PRECISIONS, flow_of
+from ..recipes.distillation import DistilRecipe
+from ..roles import Roles, trained
+from ..rollout import RolloutConfig, rollout
+from .ode_pairs import DrawPrompts, Encode
+
+_GENERATOR, _CRITIC = 0, 1  # the draws of the two updates of an iteration do not mix
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What an update draws, from the seed and its own number alone."""
+
+    context: Tensor
+    """[B,L,text_dim]"""
+    rollout_noise: SeededNoise
+    u: float
+    """where chunks exit: one number for the batch (and for all ranks, whose forwards must be as many)"""
+    sigma_B: Tensor
+    noise: Tensor
+    """[B,C,F,H,W]"""
+
+
+class Distil:
+    """The task of the trainer.
+
+    Args:
+        roles: generator and fake_score are trained in place.
+        encode: prompts -> [B,L,text_dim].
+        shape: of a video, (C,F,H,W).
+
+    Raises:
+        ValueError: regression terms without a regression teacher; videos of no whole number of chunks.
+    """
+
+    def __init__(
+        self,
+        recipe: DistilRecipe,
+        roles: Roles,
+        *,
+        draw_prompts: DrawPrompts,
+        encode: Encode,
+        shape: tuple[int, int, int, int],
+    ) -> None:
+        if recipe.weights.needs_teacher_rollout and roles.regression is None:
+            raise ValueError("recipe: weights.regression and weights.gamma need a frozen student to compare with")
+        if shape[1] % recipe.chunk_frames:
+            raise ValueError(f"recipe: chunk_frames must divide the videos' {shape[1]} latent frames")
+        self.recipe, self.roles, self.draw_prompts, self.encode, self.shape = recipe, roles, draw_prompts, encode, shape
+        self.device = roles.generator.device
+        self.precision = PRECISIONS[recipe.precision]
+        settings = recipe.settings()
+        self.config = RolloutConfig(
+            schedule=settings.diagonal_schedule(),
+            policy=settings.policy(),
+            cache=settings.cache(),
+            chunk_frames=recipe.chunk_frames,
+            precision=self.precision,
+        )
+        self.regression_config = replace(
+            self.config, schedule=DiagonalSchedule.parse(recipe.regression_schedule, recipe.shift)
+        )
+        self.negative = encode([recipe.negative_prompt]).to(self.device)
+        self.generator, self.critic = trained(roles.generator), trained(roles.fake_score)
+        if recipe.checkpointing:
+            checkpoint_activations(self.generator)
+            checkpoint_activations(self.critic)
+        self.criticise = forward_of(self.critic, compiled=recipe.compiled)
+        self.teach = forward_of(roles.real_score, compiled=recipe.compiled)
+        self.generator_optimizer = self._optimizer(self.generator, recipe.learning_rate)
+        self.critic_optimizer = self._optimizer(self.critic, recipe.critic_learning_rate)
+        self.ema = EMA(self.generator, recipe.ema)
+
+    def _optimizer(self, model: WanDiT, learning_rate: float) -> Optimizer:
+        recipe = self.recipe
+        return Optimizer(
+            model,
+            learning_rate=learning_rate,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            clip=recipe.clip,
+            warmup_steps=recipe.warmup_steps,
+        )
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        if step % self.recipe.generator_every == 0:
+            values |= self._update_generator(self._draw(step, _GENERATOR))
+        return values | self._update_critic(self._draw(step, _CRITIC))
+
+    def _draw(self, step: int, which: int) -> Draw:
+        recipe = self.recipe
+        rng = np.random.default_rng([recipe.seed, step, which])
+        prompts = self.draw_prompts(rng, recipe.batch)
+        seeds = [int(seed) for seed in rng.integers(2**62, size=recipe.batch)]
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return Draw(
+            context=self.encode(prompts).to(self.device),
+            rollout_noise=SeededNoise(seeds),
+            u=float(rng.random()),
+            sigma_B=recipe.noise.draw(recipe.batch, generator).to(self.device),
+            noise=torch.randn((recipe.batch, *self.shape), generator=generator).to(self.device),
+        )
+
+    def _update_generator(self, draw: Draw) -> dict[str, Tensor]:
+        recipe = self.recipe
+        shape = (recipe.batch, *self.shape)
+        x = rollout(
+            self.generator, draw.context, self.config, noise=draw.rollout_noise, shape=shape, u=draw.u, gradients=True
+        ).latents
+        scores = estimates(
+            x.detach(),
+            fake_score=self.criticise,
+            real_score=self.teach,
+            context=draw.context,
+            negative=self.negative,
+            cfg=recipe.cfg,
+            sigma_B=draw.sigma_B,
+            noise=draw.noise,
+            precision=self.precision,
+        )
+        teacher_x0 = self._regression_target(draw, shape)
+
+        def term(name: str) -> Tensor:
+            if name == "dmd":
+                return dmd_loss(x, dmd_gradient(x, scores.fake, scores.real))
+            if name == "flow":
+                g_m = flow_gradient(x, scores.fake, scores.real)
+                return flow_loss(x, g_m, frame_weights(g_m))
+            assert teacher_x0 is not None
+            return (regression_loss if name == "regression" else flow_regression_loss)(x, teacher_x0)
+
+        loss, terms = total_loss(recipe.weights, term)
+        norm = self.generator_optimizer.step(loss)
+        self.ema.update(self.generator)
+        return {"generator": loss.detach(), **terms, "generator_norm": norm}
+
+    def _regression_target(self, draw: Draw, shape: tuple[int, int, int, int, int]) -> Tensor | None:
+        """What the frozen student makes of the same noise at its last steps."""
+        if not self.recipe.weights.needs_teacher_rollout:
+            return None
+        assert self.roles.regression is not None
+        return rollout(
+            self.roles.regression,
+            draw.context,
+            self.regression_config,
+            noise=draw.rollout_noise,
+            shape=shape,
+            gradients=False,
+        ).latents
+
+    def _update_critic(self, draw: Draw) -> dict[str, Tensor]:
+        shape = (self.recipe.batch, *self.shape)
+        x = rollout(
+            self.generator, draw.context, self.config, noise=draw.rollout_noise, shape=shape, u=draw.u, gradients=False
+        ).latents
+        x_t = add_noise(x, draw.noise, draw.sigma_B[:, None, None, None, None])
+        flow = flow_of(self.criticise, x_t, draw.sigma_B, draw.context, precision=self.precision)
+        loss = critic_loss(flow, x, draw.noise)
+        return {"critic": loss.detach(), "critic_norm": self.critic_optimizer.step(loss)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator.state_dict(),
+            "critic": self.critic.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "updates": self.ema.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.generator.load_state_dict(state["generator"])
+        self.critic.load_state_dict(state["critic"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.ema.load(state["ema"], state["updates"])

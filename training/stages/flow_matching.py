@@ -1,0 +1,270 @@
+"""Flow matching of the bidirectional teacher: every latent frame attends to every other, one noise level a video.
+
+The level is logit-normal before the shift (arXiv 2403.03206): the middle levels decide shape and motion, the ends are
+easy. Some samples are trained without their prompt, so that the teacher can be sampled with classifier-free guidance.
+
+A step draws everything from the seed and its own number, so a run that was killed and resumed on the same machine gives
+the same weights as one that was not.
+
+Legend: B samples, C latent channels, F latent frames, H and W latent rows and columns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diag_core import WanDiT
+from diag_core.denoising import denoise_chunk
+from diag_core.noise_schedule import add_noise, shift_sigma
+
+from ..data.latents import LatentSet
+from ..ema import EMA
+from ..io import load_state, save_state
+from ..logbook import Logbook
+from ..precision import guided_flow
+from ..recipes.teacher import FlowMatchingRecipe
+
+log = logging.getLogger(__name__)
+
+class Model(Protocol):
+    """latents [B,C,F,H,W], timestep [B], context [B,L,text_dim] -> flow [B,C,F,H,W]"""
+
+    def __call__(
+        self, latents: Tensor, timestep: Tensor, context: Tensor, *, frame_positions: tuple[int, ...] | None
+    ) -> Tensor: ...
+
+
+Watch = Callable[[int, dict[str, Tensor]], Mapping[str, float]]
+"""(steps done, averaged weights) -> scores for the log"""
+Encode = Callable[[list[str]], Tensor]
+"""prompts -> context [B,L,text_dim]"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on, on the CPU."""
+
+    latents: Tensor
+    """[B,C,F,H,W] float32"""
+    prompts: list[str]
+    """"" where the prompt is left out"""
+    sigma: Tensor
+    """[B]"""
+    noise: Tensor
+    """as `latents`"""
+    frame_positions: tuple[int, ...] | None = None
+    """of the latent frames, where some are left out"""
+
+
+def draw_sigmas(recipe: FlowMatchingRecipe, batch: int, generator: torch.Generator) -> Tensor:
+    """Noise levels [B] in 0..1."""
+    return shift_sigma(torch.randn(batch, generator=generator).mul(recipe.spread).sigmoid(), recipe.shift)
+
+
+def draw_batch(recipe: FlowMatchingRecipe, data: LatentSet, step: int) -> Batch:
+    """The batch of step `step`, the same however often and wherever it is drawn."""
+    rng = np.random.default_rng([recipe.seed, step])
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    positions: tuple[int, ...] | None = None
+    pair_share = recipe.pair_share if step >= recipe.pairs_from else None
+    if recipe.on_images(step):
+        size = recipe.image_batch
+        cut = round(size * recipe.video_frame_share)
+        images = _draw_indices(rng, data.first_frame_pairs, size - cut, pair_share)
+        videos = _draw_indices(rng, data.video_pairs, cut, pair_share)
+        frames = torch.from_numpy(rng.integers(data.videos.shape[2], size=cut))
+        latents = torch.cat([data.first_frames[images], data.videos[videos, :, frames]]).unsqueeze(2)
+        prompts = data.first_frame_prompts(images, rng) + data.video_prompts(videos, rng)
+    else:
+        size = recipe.sparse_batch if recipe.on_sparse(step) else recipe.video_batch
+        videos = _draw_indices(rng, data.video_pairs, size, pair_share)
+        latents, prompts = data.videos[videos], data.video_prompts(videos, rng)
+        if recipe.on_sparse(step):
+            stride = recipe.sparse_stride
+            count, first = latents.shape[2] // stride, int(rng.integers(stride))
+            latents = latents[:, :, first : first + count * stride : stride]
+            # Attention knows positions by their differences alone, so that where the first one lies does not matter.
+            positions = tuple(range(0, count * stride, stride))
+    dropped = rng.random(size) < recipe.prompt_dropout
+    return Batch(
+        latents.float(),
+        ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)],
+        draw_sigmas(recipe, size, generator),
+        torch.randn(latents.shape, generator=generator),
+        positions,
+    )
+
+
+def _draw_indices(rng: np.random.Generator, pairs_N: Tensor, size: int, pair_share: float | None) -> Tensor:
+    """Indices [size] of samples, `pair_share` of them with two digits; None draws from all alike."""
+    if pair_share is None:
+        return torch.from_numpy(rng.integers(len(pairs_N), size=size))
+    counts = (round(pair_share * size), size - round(pair_share * size))
+    drawn = []
+    for which, count, what in zip((pairs_N, ~pairs_N), counts, ("two digits", "one digit"), strict=True):
+        those = torch.nonzero(which)[:, 0]
+        if count and not len(those):
+            raise ValueError(f"the data has no samples with {what}, of which the recipe wants some: make more shards")
+        drawn.append(those[torch.from_numpy(rng.integers(max(1, len(those)), size=count))])
+    return torch.cat(drawn)
+
+
+def flow_matching_loss(
+    model: Model,
+    latents: Tensor,
+    context: Tensor,
+    sigma_B: Tensor,
+    noise: Tensor,
+    frame_positions: tuple[int, ...] | None = None,
+) -> Tensor:
+    """Mean squared error of the flow, in bfloat16 autocast; latents and noise [B,C,F,H,W], context [B,L,text_dim]."""
+    noisy = add_noise(latents, noise, sigma_B[:, None, None, None, None])
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        flow = model(noisy, 1000 * sigma_B, context, frame_positions=frame_positions)
+    return (flow.float() - (noise - latents)).square().mean()
+
+
+@torch.no_grad()
+def sample(
+    model: WanDiT, noise: Tensor, context: Tensor, negative: Tensor, sigmas: Sequence[float], *, cfg: float
+) -> Tensor:
+    """Videos [B,C,F,H,W] of a bidirectional model, by Euler steps with classifier-free guidance.
+
+    Float32 weights are run in bfloat16 autocast, others as they are.
+
+    Args:
+        noise: [B,C,F,H,W], float32 on the model's device.
+        negative: [1,L,text_dim], the same for all samples.
+        sigmas: descending, without the final 0.
+    """
+    precision = torch.bfloat16 if model.dtype == torch.float32 else torch.float32
+
+    def predict(x: Tensor, sigma: float) -> Tensor:
+        return guided_flow(model, x, sigma, context, negative, cfg, precision=precision)
+
+    return denoise_chunk(predict, noise, sigmas, step="euler", renoise=_none)
+
+
+def _none(step: int) -> Tensor:
+    raise AssertionError("Euler steps add no noise")
+
+
+def learning_rate(recipe: FlowMatchingRecipe, step: int) -> float:
+    """Warm-up, constant, linear cool-down."""
+    rise = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+    fall = min(1.0, (recipe.steps - step) / max(1.0, recipe.cooldown * recipe.steps))
+    return recipe.learning_rate * rise * fall
+
+
+def train(
+    recipe: FlowMatchingRecipe,
+    data: LatentSet,
+    encode: Encode,
+    folder: Path,
+    *,
+    initial: Mapping[str, Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    stop_after: int | None = None,
+    watch: Watch | None = None,
+) -> dict[str, Tensor]:
+    """Trains, resuming from `folder` if it holds a state of the same recipe; returns the averaged weights.
+
+    Args:
+        encode: prompts -> [B,L,text_dim].
+        initial: weights to begin with, of an earlier stage; random ones when left out.
+        stop_after: end after this step, before the recipe does.
+        watch: called whenever the state has been saved.
+
+    Raises:
+        ValueError: `folder` holds the state of another recipe.
+        FloatingPointError: the loss is not finite.
+        OSError: a full disk, say; the last state stays whole.
+    """
+    fingerprint = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
+    torch.manual_seed(recipe.seed)
+    model = WanDiT(recipe.model)
+    if initial is None:
+        torch.nn.init.zeros_(model.head.head.weight)
+    else:
+        model.load_state_dict(initial)
+    model.to(device)
+    forward: Model = torch.compile(model, dynamic=False) if recipe.compiled else model
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
+    )
+    ema = EMA(model, recipe.ema)
+    first = 0
+    state_path = folder / "state.pt"
+    if state := load_state(state_path):
+        if state["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"{state_path} was written by another recipe: resume with the recipe it began with, or choose another "
+                "output folder"
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.load({name: tensor.to(device) for name, tensor in state["ema"].items()}, state["step"])
+        first = state["step"]
+        log.info("teacher: going on from step %d of %d", first, recipe.steps)
+
+    logbook = Logbook(folder, first)
+    losses: list[Tensor] = []
+    began = time.monotonic()
+    last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
+    for step in range(first, last):
+        batch = draw_batch(recipe, data, step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        loss = flow_matching_loss(
+            forward, batch.latents.to(device), encode(batch.prompts).to(device), batch.sigma.to(device),
+            batch.noise.to(device), batch.frame_positions,
+        )  # fmt: skip
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(model)
+        losses.append(loss.detach())
+        done = step + 1
+        if done % recipe.log_every == 0 or done == last:
+            mean = float(torch.stack(losses).mean())
+            losses.clear()
+            rate = learning_rate(recipe, step)
+            logbook.write(done, {"loss": mean, "gradient_norm": float(norm), "learning_rate": rate})
+            if not np.isfinite(mean):
+                raise FloatingPointError(
+                    f"the loss is {mean} between steps {done - recipe.log_every} and {done}: lower the learning rate "
+                    "and start anew"
+                )
+            log.info(
+                "teacher: step %d of %d, %s, loss %.4f, gradient norm %.2f, %.2f s/step",
+                done, recipe.steps, "images" if recipe.on_images(step) else "videos", mean, float(norm),
+                (time.monotonic() - began) / (done - first),
+            )  # fmt: skip
+        if done % recipe.save_every == 0 or done == last:
+            save_state(
+                state_path,
+                {
+                    "fingerprint": fingerprint,
+                    "step": done,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": ema.state_dict(),
+                },
+            )
+            scores = watch(done, ema.state_dict()) if watch is not None else {}
+            if scores:
+                logbook.write(done, scores)
+    logbook.close()
+    return ema.state_dict()

@@ -1,0 +1,249 @@
+"""Moving digits, from nothing to the distilled checkpoint: which stages there are, what each reads and writes.
+
+A stage leaves its result in the output folder. What is there is not made again, and what was interrupted goes on.
+
+    autoencoder  vae.safetensors             ode-pairs  ode_pairs/pairs_*.safetensors
+    classifier   classifier.safetensors      ode-init   ode_init.safetensors
+    latents      latents/*.safetensors       stage1     stage1.safetensors
+    teacher      teacher.safetensors         stage2     stage2.safetensors
+                                             export     dit.safetensors
+                                             evaluate   scores/*.json
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diag_core import WanDiT
+from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, save_dit
+from diag_core.demo_text import DemoTextEncoder
+from diag_core.geometry import latent_frames, latent_size
+
+from ..classifier import load_classifier
+from ..data.prompts import random_prompt, sample_scene
+from ..ema import EMA
+from ..io import save_json
+from ..recipes.distillation import DistilRecipe, LoopRecipe
+from ..recipes.moving_digits import MovingDigitsRecipe
+from ..roles import Roles, digest, load_role
+from ..trainer import Task, train
+from . import autoencoder, toy_teacher
+from .begin import begin
+from .distil import Distil
+from .gallery import DigitsGallery
+from .ode_init import OdeInit
+from .ode_pairs import load_pairs, make_pairs
+
+log = logging.getLogger(__name__)
+
+VAE, CLASSIFIER, TEACHER = "vae.safetensors", "classifier.safetensors", toy_teacher.TEACHER
+ODE_INIT, STAGE1, STAGE2, FINAL = "ode_init.safetensors", "stage1.safetensors", "stage2.safetensors", "dit.safetensors"
+
+
+def draw_prompts(rng: np.random.Generator, count: int) -> list[str]:
+    """Prompts of training combinations, in random phrasings."""
+    return [random_prompt(sample_scene(rng), rng) for _ in range(count)]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One run of the recipe in one folder; each method is a stage."""
+
+    recipe: MovingDigitsRecipe
+    folder: Path
+    device: torch.device
+
+    # -- preparation --------------------------------------------------------------------------------------------------
+
+    def autoencoder(self) -> None:
+        toy_teacher.make_autoencoder(self.recipe.preparation, self.folder, device=str(self.device))
+
+    def classifier(self) -> None:
+        path = self.folder / CLASSIFIER
+        if not path.exists():
+            vae = autoencoder.load_autoencoder(self._need(VAE, "autoencoder"))
+            toy_teacher.make_classifier(self.recipe.preparation, vae, path)
+
+    def latents(self) -> None:
+        self._need(VAE, "autoencoder")
+        self._need(CLASSIFIER, "classifier")
+        toy_teacher.prepare(self.recipe.preparation, self.folder, device=str(self.device))
+
+    def teacher(self) -> None:
+        if not (self.folder / TEACHER).exists():
+            toy_teacher.train(self.recipe.preparation, self.folder, device=str(self.device))
+
+    # -- distillation -------------------------------------------------------------------------------------------------
+
+    def ode_pairs(self) -> None:
+        teacher = self._model(TEACHER, "teacher", "bidirectional teacher").model
+        folder = self.folder / "ode_pairs"
+        begin(folder, self.recipe.ode_pairs, self._digests(TEACHER))
+        make_pairs(
+            self.recipe.ode_pairs, teacher, folder, draw_prompts=draw_prompts, encode=self._encode, shape=self._shape
+        )
+
+    def ode_init(self) -> None:
+        recipe = self.recipe.ode_init
+        begin(self.folder / "ode_init", recipe, self._digests(TEACHER))
+        if (self.folder / ODE_INIT).exists():
+            return
+        teacher = self._model(TEACHER, "teacher", "bidirectional teacher")
+        student = self._model(TEACHER, "teacher", "bidirectional teacher").model
+        task = OdeInit(recipe, student, load_pairs(self.folder / "ode_pairs"), self._encode)
+        settings = self._settings(self.recipe.stage1, "ODE initialisation")
+        self._train("ode-init", task, recipe, student, task.ema, settings, teacher, self.folder / ODE_INIT)
+
+    def stage1(self) -> None:
+        self._distil("stage1", self.recipe.stage1, ODE_INIT, "ode-init", STAGE1, regression=False)
+
+    def stage2(self) -> None:
+        needed = self.recipe.stage2.weights.needs_teacher_rollout
+        self._distil("stage2", self.recipe.stage2, STAGE1, "stage1", STAGE2, regression=needed)
+
+    def _distil(
+        self, name: str, recipe: DistilRecipe, start: str, made_by: str, result: str, *, regression: bool
+    ) -> None:
+        student = self._need(start, made_by)
+        folder = self.folder / name
+        begin(folder, recipe, self._digests(TEACHER, student.name))
+        if (self.folder / result).exists():
+            return
+        teacher = self._model(TEACHER, "teacher", "bidirectional teacher")
+        roles = Roles(
+            generator=self._model(start, made_by, "student to begin with").model,
+            real_score=teacher.model,
+            fake_score=self._model(TEACHER, "teacher", "critic to begin with").model,
+            regression=self._model(start, made_by, "frozen student to compare with").model if regression else None,
+        )
+        task = Distil(recipe, roles, draw_prompts=draw_prompts, encode=self._encode, shape=self._shape)
+        settings = self._settings(recipe, name.replace("stage", "stage "))
+        self._train(name, task, recipe, roles.generator, task.ema, settings, teacher, self.folder / result)
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def export(self) -> None:
+        """The end result, as it is shipped: stage 2's averaged weights in bfloat16, with how to sample them."""
+        loaded = self._model(STAGE2, "stage2", "distilled student")
+        settings = replace(self._settings(self.recipe.stage2, ""), title=self.recipe.title)
+        save_dit(self.folder / FINAL, loaded.model, loaded.config, settings, dtype=torch.bfloat16)
+
+    def evaluate(self) -> None:
+        """Scores of every stage's result that is there, each in a file of its own."""
+        self._need(FINAL, "export")
+        preparation = self.recipe.preparation
+        for file in (FINAL, TEACHER, ODE_INIT, STAGE1):
+            if not (self.folder / file).exists():
+                continue
+            report = self.folder / "scores" / f"{Path(file).stem}.json"
+            made_with: dict[str, Any] = {
+                "prompts": preparation.evaluation_prompts, "seeds": list(preparation.evaluation_seeds)
+            }  # fmt: skip
+            made_with["weights"] = digest(self.folder / file)
+            if _made_with(report) == made_with:
+                continue
+            log.info("evaluate: %s", file)
+            result = toy_teacher.evaluate(
+                self.folder, prompts=preparation.evaluation_prompts, seeds=preparation.evaluation_seeds, file=file,
+                data=preparation.data,
+            )  # fmt: skip
+            save_json(report, {**result, "made_with": made_with})
+
+    # -- shared -------------------------------------------------------------------------------------------------------
+
+    def _train(
+        self,
+        name: str,
+        task: Task,
+        recipe: LoopRecipe,
+        model: WanDiT,
+        ema: EMA,
+        settings: CheckpointSettings,
+        teacher: LoadedCheckpoint,
+        result: Path,
+    ) -> None:
+        folder = self.folder / name.replace("-", "_")
+        gallery = DigitsGallery(
+            model, ema, settings,
+            teacher=teacher,
+            vae=autoencoder.load_autoencoder(self._need(VAE, "autoencoder")).to(self.device),
+            classifier=load_classifier(self._need(CLASSIFIER, "classifier")),
+            data=self.recipe.preparation.data,
+            count=recipe.sample_prompts,
+            folder=folder,
+        )  # fmt: skip
+        train(name, task, recipe, folder, gallery=gallery)
+        save_dit(result, ema.state_dict(), model.config, settings, dtype=torch.bfloat16)
+
+    def _settings(self, recipe: DistilRecipe, stage: str) -> CheckpointSettings:
+        return recipe.settings(title=f"{self.recipe.title}, {stage}", license=self.recipe.license, text_encoder="demo")
+
+    def _need(self, file: str, made_by: str) -> Path:
+        path = self.folder / file
+        if not path.exists():
+            raise ValueError(f"{path} is missing. Run the stage {made_by} first, or put its result there")
+        return path
+
+    def _model(self, file: str, made_by: str, role: str) -> LoadedCheckpoint:
+        like = self.recipe.preparation.teacher.model
+        return load_role(self.folder / file, role, like=like, made_by=made_by, device=self.device)
+
+    def _digests(self, *files: str) -> dict[str, str]:
+        return {file: digest(self.folder / file) for file in files}
+
+    def _encode(self, prompts: list[str]) -> Tensor:
+        return self._encoder.encode(prompts)
+
+    @cached_property
+    def _encoder(self) -> DemoTextEncoder:
+        model = self.recipe.preparation.teacher.model
+        return DemoTextEncoder(model.text_len, model.text_dim)
+
+    @property
+    def _shape(self) -> tuple[int, int, int, int]:
+        data = self.recipe.preparation.data
+        height, width = latent_size(data.size, data.size)
+        return self.recipe.preparation.teacher.model.in_dim, latent_frames(data.num_pixel_frames), height, width
+
+
+STAGES = {
+    "autoencoder": Pipeline.autoencoder,
+    "classifier": Pipeline.classifier,
+    "latents": Pipeline.latents,
+    "teacher": Pipeline.teacher,
+    "ode-pairs": Pipeline.ode_pairs,
+    "ode-init": Pipeline.ode_init,
+    "stage1": Pipeline.stage1,
+    "stage2": Pipeline.stage2,
+    "export": Pipeline.export,
+    "evaluate": Pipeline.evaluate,
+}
+
+
+def run(recipe: MovingDigitsRecipe, folder: Path, *, device: torch.device, only: str | None = None) -> None:
+    """All stages in order, or one of `STAGES`.
+
+    Raises:
+        ValueError: an input is missing or does not fit, or the folder holds the work of another recipe.
+        Collapse: training has gone wrong.
+        OSError: a full disk, say; nothing is left half written.
+    """
+    pipeline = Pipeline(recipe, folder, device)
+    for name, stage in STAGES.items():
+        if only in (None, name):
+            log.info("stage %s", name)
+            stage(pipeline)
+
+
+def _made_with(report: Path) -> Any:
+    """What a file of scores was made with, None where there is none."""
+    return json.loads(report.read_text(encoding="utf-8")).get("made_with") if report.exists() else None

@@ -1,0 +1,100 @@
+"""ODE initialisation (CausVid, arXiv 2412.07772): the causal student, begun as the bidirectional teacher, learns to
+jump from any point of the teacher's trajectories to their end.
+
+A whole video is one forward under the block-causal mask of the window that the student will be sampled with. Every
+chunk stands at a stored point of its own, drawn at random.
+
+Legend: B samples, C latent channels, F latent frames, K chunks, P stored points, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diag_core import CacheConfig, WanDiT
+from diag_core.geometry import tokens_per_frame
+
+from ..block_causal import token_mask
+from ..compilation import forward_of
+from ..ema import EMA
+from ..losses import ode_loss
+from ..optimize import Optimizer
+from ..precision import PRECISIONS, flow_of
+from ..recipes.distillation import OdeInitRecipe
+from ..roles import trained
+from .ode_pairs import Encode, OdePairs
+
+
+class OdeInit:
+    """The task of the trainer.
+
+    Args:
+        student: begun as the teacher; trained in place.
+        pairs: trajectories.
+        encode: prompts -> [B,L,text_dim].
+
+    Raises:
+        ValueError: videos of no whole number of chunks.
+    """
+
+    def __init__(self, recipe: OdeInitRecipe, student: WanDiT, pairs: OdePairs, encode: Encode) -> None:
+        frames, height, width = pairs.points.shape[3:]
+        if frames % recipe.chunk_frames:
+            raise ValueError(f"recipe: chunk_frames must divide the videos' {frames} latent frames")
+        self.recipe, self.student, self.pairs, self.encode = recipe, trained(student), pairs, encode
+        self.forward = forward_of(self.student, compiled=recipe.compiled)
+        self.optimizer = Optimizer(
+            self.student,
+            learning_rate=recipe.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=recipe.weight_decay,
+            clip=recipe.clip,
+            warmup_steps=recipe.warmup_steps,
+        )
+        self.ema = EMA(self.student, recipe.ema)
+        cache = CacheConfig(recipe.window_frames, recipe.sink_frames)
+        self.mask = token_mask(frames, tokens_per_frame(height, width), recipe.chunk_frames, cache).to(student.device)
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        recipe, device = self.recipe, self.student.device
+        rng = np.random.default_rng([recipe.seed, step])
+        index = rng.integers(len(self.pairs.prompts), size=recipe.batch)
+        points_BPCFHW = self.pairs.points[torch.from_numpy(index)].float()
+        point_BCFHW, sigma_BF = draw_points(points_BPCFHW, self.pairs.sigmas, recipe.chunk_frames, rng)
+        context = self.encode([self.pairs.prompts[i] for i in index]).to(device)
+        point, sigma = point_BCFHW.to(device), sigma_BF.to(device)
+        flow = flow_of(self.forward, point, sigma, context, precision=PRECISIONS[recipe.precision], mask=self.mask)
+        loss = ode_loss(flow, point, sigma[:, None, :, None, None], points_BPCFHW[:, -1].to(device))
+        norm = self.optimizer.step(loss)
+        self.ema.update(self.student)
+        return {"ode": loss, "gradient_norm": norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "updates": self.ema.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load(state["ema"], state["updates"])
+
+
+def draw_points(
+    points_BPCFHW: Tensor, sigmas_P: Tensor, chunk_frames: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """A stored point for every chunk, not the end: latents [B,C,F,H,W] and their levels [B,F]."""
+    batch, points, _, frames = points_BPCFHW.shape[:4]
+    pick_BK = torch.from_numpy(rng.integers(points - 1, size=(batch, frames // chunk_frames)))
+    pick_BF = pick_BK.repeat_interleave(chunk_frames, 1)
+    by_frame = points_BPCFHW.transpose(2, 3).transpose(1, 2)  # [B,F,P,C,H,W]
+    chosen = by_frame[torch.arange(batch)[:, None], torch.arange(frames)[None], pick_BF]  # [B,F,C,H,W]
+    return chosen.transpose(1, 2).contiguous(), sigmas_P[pick_BF]

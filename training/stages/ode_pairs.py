@@ -1,0 +1,142 @@
+"""Trajectories of the bidirectional teacher, from noise to video, for the causal student to begin with.
+
+The teacher is sampled with Euler steps and classifier-free guidance. Of each trajectory some points are kept, and its
+end. A folder holds shards `pairs_0000.safetensors`, ...; each is a function of the recipe, the teacher and its own
+number, written whole or not at all, so that a run which was stopped goes on with the next one. A shard has
+
+    points   float16  [N,P+1,C,F,H,W]: the trajectory at each kept level, the clean end last
+    sigmas   float32  [P+1], the last 0
+    prompts  in the metadata, a JSON list of N texts
+
+Legend: N trajectories, P points, B samples of a batch, C latent channels, F latent frames, H and W latent rows and
+columns.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diag_core import SeededNoise, WanDiT
+from diag_core.denoising import denoise_chunk
+
+from ..compilation import Forward, forward_of
+from ..io import load_tensors, remove_leftovers, save_tensors
+from ..precision import PRECISIONS, guided_flow
+from ..recipes.distillation import OdePairsRecipe
+
+log = logging.getLogger(__name__)
+
+DrawPrompts = Callable[[np.random.Generator, int], list[str]]
+"""(generator, how many) -> prompts to train on"""
+Encode = Callable[[list[str]], Tensor]
+"""prompts -> context [B,L,text_dim]"""
+
+
+@dataclass(frozen=True)
+class OdePairs:
+    """All trajectories of a folder, in memory."""
+
+    points: Tensor
+    """float16 [N,P+1,C,F,H,W], the clean end last"""
+    sigmas: Tensor
+    """float32 [P+1], the last 0"""
+    prompts: list[str]
+
+
+def make_pairs(
+    recipe: OdePairsRecipe,
+    teacher: WanDiT,
+    folder: Path,
+    *,
+    draw_prompts: DrawPrompts,
+    encode: Encode,
+    shape: tuple[int, int, int, int],
+) -> None:
+    """Makes the shards of `folder` that are not there yet.
+
+    Args:
+        shape: of a video, (C,F,H,W).
+
+    Raises:
+        OSError: a full disk, say; shards that are there are whole.
+    """
+    remove_leftovers(folder)
+    began, made = time.monotonic(), 0
+    negative = encode([recipe.negative_prompt]).to(teacher.device)
+    forward = forward_of(teacher, compiled=recipe.compiled)
+    for number in range(recipe.shards):
+        path = folder / f"pairs_{number:04d}.safetensors"
+        if path.exists():
+            continue
+        points, prompts = [], draw_prompts(np.random.default_rng([recipe.seed, number]), recipe.pairs_a_shard)
+        for start in range(0, recipe.pairs_a_shard, recipe.batch):
+            part = prompts[start : start + recipe.batch]
+            # Each video's noise has a number of its own, whatever the batch.
+            first = number * recipe.pairs_a_shard + start
+            seeds = [(recipe.seed << 32) + first + i for i in range(len(part))]
+            context = encode(part).to(teacher.device)
+            points.append(trajectories(recipe, forward, context, negative, SeededNoise(seeds), shape).half().cpu())
+        levels = torch.tensor([*(recipe.levels[i] for i in recipe.point_indices), 0.0])
+        save_tensors(
+            path, {"points": torch.cat(points), "sigmas": levels}, {"kind": "ode_pairs", "prompts": json.dumps(prompts)}
+        )
+        made += 1
+        pace = (time.monotonic() - began) / made
+        log.info(
+            "ode-pairs: shard %d of %d, %.2f s/pair, %.0f min left",
+            number + 1, recipe.shards, pace / recipe.pairs_a_shard, pace * (recipe.shards - number - 1) / 60,
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def trajectories(
+    recipe: OdePairsRecipe,
+    teacher: Forward,
+    context: Tensor,
+    negative: Tensor,
+    noise: SeededNoise,
+    shape: tuple[int, int, int, int],
+) -> Tensor:
+    """Points and ends [B,P+1,C,F,H,W] of the trajectories of a batch of prompts, from noise of their own."""
+    wanted, kept = set(recipe.point_indices), []
+    levels = recipe.levels
+    precision = PRECISIONS[recipe.precision]
+
+    def predict(x: Tensor, sigma: float) -> Tensor:
+        if levels.index(sigma) in wanted:
+            kept.append(x)
+        return guided_flow(teacher, x, sigma, context, negative, recipe.cfg, precision=precision)
+
+    start = noise.initial(0, (context.shape[0], *shape)).to(context.device, torch.float32)
+    end = denoise_chunk(predict, start, levels, step="euler", renoise=_none)
+    return torch.stack([*kept, end], dim=1)
+
+
+def _none(step: int) -> Tensor:
+    raise AssertionError("Euler steps add no noise")
+
+
+def load_pairs(folder: Path) -> OdePairs:
+    """All shards of a folder.
+
+    Raises:
+        ValueError: there are none.
+    """
+    paths = sorted(folder.glob("pairs_*.safetensors"))
+    if not paths:
+        raise ValueError(f"no pairs_*.safetensors in {folder}: run the stage ode-pairs first")
+    shards = [load_tensors(path) for path in paths]
+    return OdePairs(
+        points=torch.cat([tensors["points"] for tensors, _ in shards]),
+        sigmas=shards[0][0]["sigmas"],
+        prompts=[prompt for _, metadata in shards for prompt in json.loads(metadata["prompts"])],
+    )

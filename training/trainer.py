@@ -1,0 +1,140 @@
+"""The loop of every trained stage: update, log, sample, save; go on after a kill as if there had been none.
+
+An update draws all it needs from the seed and its own number, and a state holds all that updates change, so a run that
+was killed at any moment and resumed on the same machine ends with the same weights as one that was not. The loop knows
+nothing of losses and models: a `Task` has them.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .io import load_state, remove_leftovers, save_state
+from .logbook import Logbook
+from .metrics import HealthWatch, require_finite
+from .recipes.distillation import LoopRecipe
+from .videos import save_videos
+
+log = logging.getLogger(__name__)
+
+STATE = "state.pt"
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        """Iteration `step` (0-based); returns what is logged of it, scalars."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that updates change: tensors and plain values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Gallery(Protocol):
+    """Makes and judges sample videos."""
+
+    def teacher(self) -> dict[str, float]:
+        """Health of the teacher's videos, which those of a run are compared with."""
+
+    def sample(self) -> tuple[Tensor, dict[str, float]]:
+        """Pixels [N,3,T,H,W] of the averaged weights, and their health (`pixel_health` and more)."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is and how fast it goes."""
+
+    began: float
+    first: int
+    done: int
+    steps: int
+
+    def text(self) -> str:
+        pace = (time.monotonic() - self.began) / max(1, self.done - self.first)
+        left = pace * (self.steps - self.done)
+        return f"{pace:.2f} s/step, {left / 60:.0f} min left"
+
+
+def train(
+    name: str,
+    task: Task,
+    recipe: LoopRecipe,
+    folder: Path,
+    *,
+    gallery: Gallery | None = None,
+    stop_after: int | None = None,
+) -> None:
+    """Runs a task to the end of its recipe, from where `folder` left off.
+
+    Args:
+        name: of the stage, for the log.
+        folder: holds `state.pt`, `log.jsonl`, `tensorboard/` and `samples/`.
+        stop_after: end after this iteration, before the recipe does.
+
+    Raises:
+        Collapse: the run has gone wrong; the last saved state is from before.
+        OSError: a full disk, say; the last saved state stays whole.
+    """
+    remove_leftovers(folder)
+    done, bad = _resume(name, task, recipe, folder)
+    last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
+    if done >= last:
+        return
+    watch = None
+    if gallery is not None and recipe.sample_every:
+        watch = HealthWatch(gallery.teacher(), recipe.limits, bad)
+    book = Logbook(folder, done)
+    pending: dict[str, list[Tensor]] = {}
+    progress = Progress(time.monotonic(), done, done, recipe.steps)
+    try:
+        for step in range(done, last):
+            for key, value in task.update(step).items():
+                pending.setdefault(key, []).append(value.detach())
+            progress = Progress(progress.began, progress.first, step + 1, recipe.steps)
+            at_end = progress.done == last
+            # Read back rarely, for it waits for the device; but before every save, so that no state holds a NaN.
+            if progress.done % recipe.log_every == 0 or progress.done % recipe.save_every == 0 or at_end:
+                values = {key: float(torch.stack(parts).mean()) for key, parts in pending.items()}
+                pending.clear()
+                require_finite(progress.done, values)
+                book.write(progress.done, values)
+                told = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+                log.info("%s: step %d of %d, %s, %s", name, progress.done, recipe.steps, told, progress.text())
+            if watch is not None and (progress.done % recipe.sample_every == 0 or progress.done == recipe.steps):
+                assert gallery is not None
+                _look(name, gallery, watch, progress.done, book, folder)
+            if progress.done % recipe.save_every == 0 or at_end:
+                state = {"step": progress.done, "bad": 0 if watch is None else watch.bad, "task": task.state_dict()}
+                save_state(folder / STATE, state)
+    finally:
+        book.close()
+
+
+def _resume(name: str, task: Task, recipe: LoopRecipe, folder: Path) -> tuple[int, int]:
+    """Iterations done, and bad samples in a row so far."""
+    state = load_state(folder / STATE)
+    if state is None:
+        return 0, 0
+    task.load_state_dict(state["task"])
+    log.info("%s: going on from step %d of %d", name, state["step"], recipe.steps)
+    return int(state["step"]), int(state["bad"])
+
+
+def _look(name: str, gallery: Gallery, watch: HealthWatch, step: int, book: Logbook, folder: Path) -> None:
+    pixels, health = gallery.sample()
+    save_videos(folder / "samples", f"step_{step:06d}", pixels)
+    require_finite(step, health)
+    book.write(step, {f"sample/{key}": value for key, value in health.items()})
+    log.info("%s: samples at step %d, %s", name, step, ", ".join(f"{key} {value:.3g}" for key, value in health.items()))
+    for sign in watch.judge(step, health):
+        log.warning("%s: the samples are %s", name, sign)
