@@ -17,7 +17,8 @@ from ..diag_core.timeline_text import TimelineError, parse_timeline
 from .schedule_parts import CUSTOM, describe, parts_of, schedule_of
 
 MAX_TEXT = 100_000  # characters
-MAX_CHUNKS = 1000  # drawn at once
+MAX_CHUNKS = 1000  # told at once
+MAX_STEPS = 4000  # a browser still draws so many handles while one is dragged
 
 
 def read_schedule(query: Mapping[str, str]) -> dict[str, Any]:
@@ -32,6 +33,10 @@ def read_schedule(query: Mapping[str, str]) -> dict[str, Any]:
         return {"error": str(error), "position": getattr(error.__cause__, "position", None)}
     except ValueError as error:
         return {"error": str(error), "position": None}
+    lists = (*schedule.chunks, *schedule.cycle, *schedule.after_switch)
+    if sum(map(len, lists)) > MAX_STEPS:
+        reason = f"The schedule counts, but its {len(lists)} step lists are too many to draw."
+        return {"error": reason, "position": None}
     return describe(schedule, chunks)
 
 

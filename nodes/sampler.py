@@ -119,24 +119,43 @@ def _choice(
     return SamplingChoice(preset, schedule, schedule_text, values)
 
 
-def _faults(preset: str | None, schedule_text: str | None, **values: Any) -> bool | str:
-    """What can be said of the widgets before anything runs: True, or what is wrong.
+class _Checked:
+    """What can be said of the settings' widgets before anything runs."""
 
-    A value that another node brings is None.
-    """
-    if preset is not None and preset not in PRESET_NAMES:
-        return f"preset: there is no '{preset}'; choose one of {', '.join(PRESET_NAMES)}"
-    try:
-        if schedule_text and schedule_text.strip():
-            DiagonalSchedule.parse(schedule_text, values["shift"] or DEFAULT_SHIFT)
-        if preset == CUSTOM and None not in values.values():
-            _choice(preset, "", None, values).resolve(None)
-    except ValueError as error:
-        return str(error)
-    return True
+    @classmethod
+    def validate_inputs(
+        cls,
+        preset: str | None = None,
+        schedule_text: str | None = None,
+        shift: float | None = None,
+        kv_noise: float | None = None,
+        reuse_last_step: bool | None = None,
+        window: int | None = None,
+        sink: int | None = None,
+        positions: str | None = None,
+        chunk_frames: int | None = None,
+        step: str | None = None,
+        cfg: float | None = None,
+    ) -> bool | str:
+        """True, or what is wrong. What another node brings is None, and so is what a node does not have."""
+        if preset is not None and preset not in PRESET_NAMES:
+            return f"preset: there is no '{preset}'; choose one of {', '.join(PRESET_NAMES)}"
+        values = {
+            "shift": shift, "kv_noise": kv_noise, "reuse_last_step": reuse_last_step, "window": window, "sink": sink,
+            "positions": positions, "chunk_frames": chunk_frames, "step": step,
+        }  # fmt: skip
+        try:
+            if schedule_text and schedule_text.strip():
+                DiagonalSchedule.parse(schedule_text, DEFAULT_SHIFT if shift is None else shift)
+            if preset == CUSTOM and None not in values.values():
+                guided = {} if cfg is None else {"cfg": cfg}
+                _choice(preset, "", None, values | guided).resolve(None)
+        except ValueError as error:
+            return str(error)
+        return True
 
 
-class DiagDistillSampler(io.ComfyNode):
+class DiagDistillSampler(_Checked, io.ComfyNode):
     """Samples a video latent chunk by chunk."""
 
     @classmethod
@@ -194,26 +213,6 @@ class DiagDistillSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        preset: str | None = None,
-        schedule_text: str | None = None,
-        shift: float | None = None,
-        kv_noise: float | None = None,
-        reuse_last_step: bool | None = None,
-        window: int | None = None,
-        sink: int | None = None,
-        positions: str | None = None,
-        chunk_frames: int | None = None,
-        step: str | None = None,
-        cfg: float | None = None,
-    ) -> bool | str:
-        return _faults(
-            preset=preset, schedule_text=schedule_text, shift=shift, kv_noise=kv_noise, reuse_last_step=reuse_last_step,
-            window=window, sink=sink, positions=positions, chunk_frames=chunk_frames, step=step, cfg=cfg,
-        )  # fmt: skip
-
-    @classmethod
     def execute(
         cls,
         model: Any,
@@ -231,7 +230,7 @@ class DiagDistillSampler(io.ComfyNode):
         return io.NodeOutput(sampled, ui={"diagdistill": [status]})
 
 
-class DiagDistillSamplerSelect(io.ComfyNode):
+class DiagDistillSamplerSelect(_Checked, io.ComfyNode):
     """The same as a SAMPLER, for SamplerCustomAdvanced: seed, guidance and conditions come from there."""
 
     @classmethod
@@ -252,25 +251,6 @@ class DiagDistillSamplerSelect(io.ComfyNode):
                 ),
             ],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls,
-        preset: str | None = None,
-        schedule_text: str | None = None,
-        shift: float | None = None,
-        kv_noise: float | None = None,
-        reuse_last_step: bool | None = None,
-        window: int | None = None,
-        sink: int | None = None,
-        positions: str | None = None,
-        chunk_frames: int | None = None,
-        step: str | None = None,
-    ) -> bool | str:
-        return _faults(
-            preset=preset, schedule_text=schedule_text, shift=shift, kv_noise=kv_noise, reuse_last_step=reuse_last_step,
-            window=window, sink=sink, positions=positions, chunk_frames=chunk_frames, step=step,
-        )  # fmt: skip
 
     @classmethod
     def execute(

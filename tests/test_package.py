@@ -25,9 +25,29 @@ def test_the_wheel_holds_the_core_and_training_only(tmp_path):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"diag_core", "training"}
 
 
-def test_the_tracked_tree_stays_small():
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True)
+def tracked(*options: str) -> set[str]:
+    listed = subprocess.run(["git", "ls-files", "-z", *options], cwd=ROOT, capture_output=True)
     if listed.returncode:
         pytest.skip("not a git checkout, so nothing is tracked: run this test in a clone")
-    files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
-    assert sum(f.stat().st_size for f in files if f.exists()) < 45e6
+    return {name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()}
+
+
+def test_the_tracked_tree_stays_small():
+    assert sum((ROOT / name).stat().st_size for name in tracked()) < 45e6
+
+
+def test_the_pack_for_comfyui_is_small_and_whole(tmp_path):
+    # As `comfy node pack` does: what is tracked, but what .comfyignore names.
+    names = tracked() - tracked("--cached", "--ignored", "--exclude-from=.comfyignore")
+    with zipfile.ZipFile(tmp_path / "pack.zip", "w", zipfile.ZIP_DEFLATED) as pack:
+        for name in sorted(names):
+            pack.write(ROOT / name, name)
+    assert (tmp_path / "pack.zip").stat().st_size < 40e6
+    needed = {
+        "__init__.py", "install.py", "requirements.txt", "pyproject.toml", "README.md", "LICENSE",
+        "nodes/extension.py", "diag_core/__init__.py", "demo/dit.safetensors", "demo/vae.safetensors",
+        "web/js/schedule_editor.js", "web/docs/DiagDistillSampler.md", "locales/zh/nodeDefs.json",
+        "example_workflows/Demo on CPU.json", "example_workflows/Demo on CPU.jpg",
+    }  # fmt: skip
+    assert needed <= names
+    assert not {name.split("/")[0] for name in names} & {"tests", "benchmarks", "runs", "outputs", ".venv", ".ci"}

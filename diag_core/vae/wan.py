@@ -37,7 +37,7 @@ _BLOCKS = 2
 
 
 @lru_cache
-def _latent_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+def latent_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [16,1,1,1], float32.
 
     Not buffers of the module: those would be rounded with it to bf16, and left behind on the meta device. Made once a
@@ -164,13 +164,13 @@ class WanVAE(nn.Module):
 
     def _encode(self, pixels: Tensor, state: StreamState) -> Tensor:
         check_pixels(pixels, spatial_stride=SPATIAL_STRIDE, time_stride=TIME_STRIDE, first=state.first)
-        mean, std = _latent_statistics(pixels.device)
+        mean, std = latent_statistics(pixels.device)
         moments = self.conv1(self.encoder(pixels.to(self._dtype), state))
         return ((moments[:, :LATENT_CHANNELS].float() - mean) / std).to(pixels.dtype)
 
     def _decode(self, latents: Tensor, state: StreamState) -> Tensor:
         check_latents(latents, LATENT_CHANNELS)
-        mean, std = _latent_statistics(latents.device)
+        mean, std = latent_statistics(latents.device)
         x_BCTHW = (latents.float() * std + mean).to(self._dtype)
         return self.decoder(self.conv2(x_BCTHW), state).to(latents.dtype)
 

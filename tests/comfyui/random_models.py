@@ -39,7 +39,7 @@ def write_models(models: Path) -> None:
     save_file(random_text_encoder(), models / "text_encoders" / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
     vae = {name: tensor.to(torch.bfloat16) for name, tensor in WanVAE(dim=96).state_dict().items()}
     save_file(vae, models / "vae" / "wan_2.1_vae.safetensors")
-    torch.save(dict(TinyVAE().state_dict()), models / "vae_approx" / "taew2_1.pth")
+    torch.save(random_tiny_vae(), models / "vae_approx" / "taew2_1.pth")
     write_wrong_models(models, dit, vae)
 
 
@@ -61,6 +61,16 @@ def random_dit() -> dict[str, Tensor]:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.03)
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def random_tiny_vae() -> dict[str, Tensor]:
+    """Its pictures have contrast: as it is initialised they are nearly black, and all decoders would agree on that."""
+    tensors = dict(TinyVAE().state_dict())
+    last = max((name for name in tensors if name.startswith("decoder.")), key=lambda name: int(name.split(".")[1]))
+    weight, bias = (f"{last.rsplit('.', 1)[0]}.{part}" for part in ("weight", "bias"))
+    tensors[weight] = tensors[weight] * 20
+    tensors[bias] = torch.full_like(tensors[bias], 0.5)
+    return tensors
 
 
 def random_lora(rank: int = 4) -> dict[str, Tensor]:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from comfy_server import PACK
 from graphs import OTHER_PROMPT, PROMPT
+
+from diag_core import CacheConfig, ContextPolicy, DiagonalSchedule, SeededNoise, generate
+from diag_core.checkpoint import load_dit
+from diag_core.demo_text import DemoTextEncoder
+from diag_core.vae.wan import latent_statistics
+
+DEMO_DIT = PACK / "demo" / "dit.safetensors"
 
 
 @pytest.fixture
@@ -40,6 +48,43 @@ def test_sample_b_of_a_batch_is_the_video_of_seed_plus_b(sample):
     torch.testing.assert_close(batch[1:], sample(lambda g: build(g, 6, 1)), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("widgets", "options"),
+    [
+        ({"kv_noise": 100.0}, {"policy": ContextPolicy.kv_noise(100.0)}),
+        ({"kv_noise": 0.0}, {"policy": ContextPolicy.clean()}),
+        (
+            {"kv_noise": 50.0, "positions": "relative", "window": 9},
+            {"policy": ContextPolicy.kv_noise(50.0), "cache": CacheConfig(9, 3, "relative")},
+        ),
+        (
+            {"kv_noise": 0.0, "step": "euler", "cfg": 2.0},
+            {"policy": ContextPolicy.clean(), "step": "euler", "cfg": 2.0},
+        ),
+    ],
+)
+def test_it_equals_diag_core_without_comfyui(sample, widgets, options):
+    def build(g):
+        guided = {"negative": g.prompt("")} if widgets.get("cfg") else {}
+        settings = {"step": "renoise", "schedule_text": "4322", "seed": 7, **widgets, **guided}
+        return g.sampler(g.demo_model(), g.prompt(), g.empty(12), **settings)
+
+    encode = DemoTextEncoder().encode
+    alone = generate(
+        load_dit(DEMO_DIT, dtype=torch.float32).model,
+        encode([PROMPT]),
+        DiagonalSchedule.parse("4322"),
+        noise=SeededNoise(7),
+        num_latent_frames=12,
+        height=8,
+        width=8,
+        negative=encode([""]),
+        **options,
+    )
+    mean, std = latent_statistics(torch.device("cpu"))
+    torch.testing.assert_close((sample(build) - mean) / std, alone, atol=1e-4, rtol=1e-4)
+
+
 def test_sampler_custom_advanced_gives_the_same(sample):
     def advanced(g, guider):
         model, positive = g.demo_model(), g.prompt()
@@ -63,9 +108,7 @@ def test_sampler_custom_advanced_gives_the_same(sample):
     assert torch.equal(sample(lambda g: advanced(g, basic)), plain)
 
     def ours(g):
-        return g.sampler(
-            g.demo_model(), g.prompt(), g.empty(), negative=g.prompt(""), cfg=2.0, schedule_text="3 2"
-        )
+        return g.sampler(g.demo_model(), g.prompt(), g.empty(), negative=g.prompt(""), cfg=2.0, schedule_text="3 2")
 
     assert torch.equal(sample(lambda g: advanced(g, guided)), sample(ours))
 
@@ -107,9 +150,7 @@ def test_extend_under_another_prompt_is_a_timeline(sample):
 def test_a_timeline_switches_when_it_says_and_can_be_joined_by_hand(sample):
     def timeline(g):
         text = f"0s: {PROMPT}\n1c: {OTHER_PROMPT}"
-        return g.sampler(
-            g.demo_model(), g.add("DiagDistillPromptTimeline", clip=g.prompt()[1], text=text), g.empty(6)
-        )
+        return g.sampler(g.demo_model(), g.add("DiagDistillPromptTimeline", clip=g.prompt()[1], text=text), g.empty(6))
 
     def joined(g):
         prompts = g.add("DiagDistillTimelineJoin", before=g.prompt(PROMPT), after=g.prompt(OTHER_PROMPT), at="1c")
@@ -168,9 +209,7 @@ def test_frames_whose_noise_mask_is_0_are_kept(sample, client, graph, latents):
     g = graph()
     vae = g.add("DiagDistillTinyVAELoader")
     image = g.add("LoadImage", image="example.png")
-    start = g.add(
-        "DiagDistillStartLatent", vae=vae, image=image, width=64, height=64, length=6.0, unit="latent frames"
-    )
+    start = g.add("DiagDistillStartLatent", vae=vae, image=image, width=64, height=64, length=6.0, unit="latent frames")
     sampler = g.sampler(g.demo_model(), g.prompt(), start)
     given, saved = g.save(start, "latents/given"), g.save(sampler)
     run = client.succeed(g)

@@ -32,12 +32,14 @@ def to_prompt(workflow: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str,
 
 def widget_values(node: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
     """Widget name -> saved value. Seeds are followed by a value of their own: what happens to them after a run."""
-    options = {name: spec[1] for group in info["input"].values() for name, spec in group.items() if len(spec) > 1}
+    options = {name: (*spec, {})[1] for group in info["input"].values() for name, spec in group.items()}
     values, found = list(node.get("widgets_values") or ()), {}
     for name in (entry["name"] for entry in node.get("inputs", ()) if "widget" in entry):
         if not values:
             raise ValueError(f"{node['type']} {node['id']}: there is no value for {name}")
-        found[name] = values.pop(0)
+        value = values.pop(0)
+        if name in options:  # a button, as that for uploads, has a value too
+            found[name] = value
         if options.get(name, {}).get("control_after_generate"):
             values.pop(0)
     if values:

@@ -75,9 +75,7 @@ def test_the_network_sees_one_piece_at_a_time_and_the_pictures_are_float32():
             return stream
 
     cpu = torch.device("cpu")
-    images = decode_in_pieces(
-        Spy(), seeded(1, 16, 7, 2, 2), 3, device=cpu, dtype=torch.bfloat16, output_device=cpu
-    )
+    images = decode_in_pieces(Spy(), seeded(1, 16, 7, 2, 2), 3, device=cpu, dtype=torch.bfloat16, output_device=cpu)
     assert seen == [(3, torch.bfloat16), (3, torch.bfloat16), (1, torch.bfloat16)]
     assert images.dtype == torch.float32 and images.shape == (1, 25, 16, 16, 3)
 

@@ -65,8 +65,12 @@ def latents(frames: int, *values: float) -> torch.Tensor:
 
 
 def test_a_record_knows_its_latents_again():
-    record().check(latents(9, 0, 0, 0, 1, 1, 1), 3)
-    record(length=5).check(latents(9, 0, 0, 0, 1, 1), 3)  # trimmed before it was extended
+    whole, trimmed = record(), record(length=5)
+    whole.check(latents(9, 0, 0, 0, 1, 1, 1), 3)
+    trimmed.check(latents(9, 0, 0, 0, 1, 1), 3)
+    assert whole.latent_frames == trimmed.latent_frames == 6
+    with pytest.raises(ValueError, match="changed after it was sampled"):
+        whole.check(latents(9, 0, 0, 0, 1, 1), 3)  # what was trimmed from one is missing in the other
 
 
 @pytest.mark.parametrize("changed", [latents(9, 0, 0, 0, 1, 1, 0.5), latents(5, 0, 0, 0, 1, 1)])

@@ -55,6 +55,15 @@ def test_no_more_chunks_are_told_than_anyone_can_look_at(asked, shown):
     assert len(answer["shown"]) == len(answer["true"]) == shown
 
 
+@pytest.mark.parametrize(
+    ("steps", "drawn"), [("2*300", True), ("2*2000", True), ("2*2001", False), ("64*10000", False)]
+)
+def test_a_schedule_too_long_to_draw_is_called_so_and_not_wrong(steps, drawn):
+    answer = routes.read_schedule({"steps": steps})
+    assert ("chunks" in answer) == drawn
+    assert drawn or answer["error"].startswith("The schedule counts")
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_lists_read_and_written_back_are_the_same_schedule(name):
     seen = json.loads(json.dumps(routes.read_schedule({"preset": name})))  # as the browser has them
@@ -130,5 +139,7 @@ def test_a_body_is_read_up_to_the_limit_and_no_further():
 
 def test_without_a_server_nothing_is_registered(monkeypatch):
     monkeypatch.setitem(sys.modules, "aiohttp", SimpleNamespace(web=None))
-    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=type("PromptServer", (), {})))
+    server = type("PromptServer", (), {})
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=server))
     routes.register()
+    assert not hasattr(server, "instance")

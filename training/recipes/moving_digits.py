@@ -34,7 +34,7 @@ def _cpu_stage1() -> DistilRecipe:
 
 
 def _cpu_stage2() -> DistilRecipe:
-    return _cpu_stage(schedule="4322222", steps=800)
+    return _cpu_stage(schedule="4322222", steps=750)
 
 
 @dataclass(frozen=True, kw_only=True)

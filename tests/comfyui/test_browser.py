@@ -1,0 +1,177 @@
+"""The pack in ComfyUI's real front end: workflows, the editors, and the demo from the template browser to its video."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from comfy_server import PACK
+from conftest import skip_loudly
+from front_end import BROWSERS, FrontEnd, chromium, front_end
+from PIL import Image
+from ui_workflow import to_prompt
+
+FOLDER = PACK / "example_workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+SCHEDULE, TIMELINE = "DiagDistillSchedule", "DiagDistillPromptTimeline"
+
+
+@pytest.fixture(scope="module")
+def tab(server: Any) -> Iterator[FrontEnd]:
+    executable = chromium()
+    if executable is None:
+        skip_loudly(f"the browser tests need one of {', '.join(BROWSERS)}; on Debian and Ubuntu: apt install chromium")
+    if importlib.util.find_spec("playwright") is None:
+        skip_loudly("the browser tests need playwright: pip install playwright, or use `bash run.sh test`")
+    with front_end(str(executable), server.url) as opened:
+        yield opened
+        assert opened.complaints == []
+
+
+def essence(graph: dict[str, Any]) -> dict[int, Any]:
+    """What a saved graph says, without what the front end adds to it."""
+    links = {link[0]: link[1:5] for link in graph["links"]}
+    return {
+        node["id"]: (
+            node["type"],
+            node.get("widgets_values") or [],
+            node["pos"],
+            [(entry["name"], links.get(entry.get("link"))) for entry in node.get("inputs", ())],
+        )
+        for node in graph["nodes"]
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_opens_whole_and_is_saved_as_it_was(tab, object_info, name):
+    tab.open_template(name)
+    on_disk = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    assert tab.missing() == []
+    assert tab.page.get_by_text("Missing Node").count() == 0
+    assert essence(tab.saved()) == essence(on_disk)
+    sent = {number: (node["class_type"], node["inputs"]) for number, node in tab.prompt().items()}
+    ours = {number: (node["class_type"], node["inputs"]) for number, node in to_prompt(on_disk, object_info).items()}
+    assert sent == ours
+
+
+def forwards(tab: FrontEnd) -> str:
+    """What the grid says of the schedule."""
+    said: str = tab.page.locator(".ddx-bar strong").inner_text()
+    return said
+
+
+def handles(tab: FrontEnd) -> list[list[float]]:
+    """Where the steps of the grid are on the screen, chunk by chunk."""
+    found: list[list[float]] = tab.page.evaluate(
+        """() => [...document.querySelectorAll('.ddx-frame .ddx-handle')].map((handle) => {
+            const box = handle.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+        })"""
+    )
+    return found
+
+
+def drag(tab: FrontEnd, start: list[float], by: tuple[float, float]) -> None:
+    mouse = tab.page.mouse
+    mouse.move(*start)
+    mouse.down()
+    mouse.move(start[0] + by[0] / 2, start[1] + by[1] / 2)
+    mouse.move(start[0] + by[0], start[1] + by[1])
+    mouse.up()
+    tab.page.wait_for_timeout(800)
+
+
+def change_back(tab: FrontEnd, key: str, undo: int, redo: int) -> None:
+    """Undoes or redoes; the front end then has so many steps to undo and to redo, and is done with restoring."""
+    tab.page.keyboard.press(key)
+    tab.page.wait_for_function(
+        """([undo, redo]) => {
+            const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+            return tracker.undoQueue.length === undo && tracker.redoQueue.length === redo && !tracker._restoringState;
+        }""",
+        arg=[undo, redo],
+    )
+    tab.page.wait_for_timeout(800)
+
+
+def test_the_schedule_is_edited_in_the_grid_undone_saved_and_reloaded(tab, server):
+    tab.open_template("Text to video 1.3B")
+    tab.show([SCHEDULE])
+    assert forwards(tab) == "17 forwards"
+    before = essence(tab.saved())
+    points = handles(tab)
+    assert len(points) == 17  # 4 3 2 2 2 2 2
+
+    drag(tab, points[1], (0, 25))  # the first chunk's second step, to less noise
+    assert tab.widget(SCHEDULE, "preset") == "custom"
+    first = tab.widget(SCHEDULE, "steps").split("|")[0].split(",")
+    assert int(first[0]) == 1000 and 500 < int(first[1]) < 750
+
+    tab.page.mouse.click(*handles(tab)[2], button="right")  # and its third one goes
+    tab.page.wait_for_timeout(800)
+    assert forwards(tab) == "16 forwards"
+    edited = tab.widget(SCHEDULE, "steps")
+    assert len(edited.split("|")[0].split(",")) == 3
+
+    tab.page.mouse.move(900, 900)
+    change_back(tab, "Control+z", 1, 1)
+    assert forwards(tab) == "17 forwards"
+    change_back(tab, "Control+z", 0, 2)
+    assert essence(tab.saved()) == before
+    change_back(tab, "Control+y", 1, 1)
+    change_back(tab, "Control+y", 2, 0)
+    assert tab.widget(SCHEDULE, "steps") == edited
+
+    tab.page.keyboard.press("Control+s")
+    tab.page.get_by_role("dialog").get_by_role("textbox").fill("edited")
+    tab.page.keyboard.press("Enter")
+    tab.page.get_by_role("dialog").wait_for(state="hidden")
+    tab.page.wait_for_timeout(800)
+    saved = json.loads((server.base / "user" / "default" / "workflows" / "edited.json").read_text(encoding="utf-8"))
+    (node,) = (node for node in saved["nodes"] if node["type"] == SCHEDULE)
+    assert node["widgets_values"][:2] == ["custom", edited]
+
+    tab.open()  # a new visit; the front end restores what was open
+    assert tab.widget(SCHEDULE, "steps") == edited
+    tab.load(saved)
+    assert essence(tab.saved()) == essence(saved)
+    tab.show([SCHEDULE])
+    assert forwards(tab) == "16 forwards" and len(handles(tab)) == 16
+
+
+def test_a_switch_is_dragged_on_the_timeline_and_reloads(tab):
+    tab.open_template("Prompt timeline")
+    tab.show([TIMELINE])
+    before = tab.widget(TIMELINE, "text")
+    markers = tab.page.evaluate(
+        """() => [...document.querySelectorAll('.ddx-marker')].map((marker) => {
+            const box = marker.getBoundingClientRect();
+            return [box.x + box.width / 2, box.y + box.height / 2];
+        })"""
+    )
+    assert len(markers) == 3
+    drag(tab, markers[1], ((markers[2][0] - markers[1][0]) / 2, 0))
+    lines = tab.widget(TIMELINE, "text").split("\n")
+    old = before.split("\n")
+    assert [line.partition(": ")[2] for line in lines] == [line.partition(": ")[2] for line in old]
+    assert (lines[0], lines[2]) == (old[0], old[2])
+    assert 3 < float(lines[1].partition("s:")[0]) < 4.5
+    saved = tab.saved()
+    tab.load(saved)
+    assert essence(tab.saved()) == essence(saved)
+
+
+def test_a_new_user_opens_the_demo_runs_it_and_sees_a_playing_video(tab, tmp_path):
+    tab.open_template("Demo on CPU")
+    tab.show()
+    tab.run()
+    width, height, seconds = tab.play()
+    assert (width, height) == (64, 64) and abs(seconds - 81 / 16) < 0.2
+    assert tab.page.get_by_text("forwards)").count() > 0  # the sampler says how it was sampled
+    tab.picture(tmp_path / "demo.png")
+    picture = np.asarray(Image.open(tmp_path / "demo.png").convert("RGB"))
+    assert picture.shape[0] > 400 and picture.std() > 10
