@@ -141,9 +141,9 @@ def test_gradients_reach_latents_pixels_and_every_weight(small):
 
 
 def test_statistics_made_in_inference_mode_do_not_stop_later_gradients(small):
-    from diag_core.vae.wan import _latent_statistics
+    from diag_core.vae.wan import latent_statistics
 
-    _latent_statistics.cache_clear()
+    latent_statistics.cache_clear()
     with torch.inference_mode():
         small.decode(torch.randn(1, 16, 1, 1, 1))
     latents = torch.randn(1, 16, 1, 1, 1, requires_grad=True)
