@@ -44,6 +44,8 @@ class FlowMatchingRecipe:
     """largest gradient norm"""
     prompt_dropout: float = 0.1
     """share of samples trained without their prompt, for classifier-free guidance"""
+    chunk_noise: float = 0.7
+    """share of videos in which every chunk has a noise level of its own"""
     shift: float = 3.0
     """of the noise levels trained on"""
     spread: float = 1.2
@@ -60,7 +62,7 @@ class FlowMatchingRecipe:
         for name in (*batches, "image_every", "sparse_stride", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe: {name} must be at least 1, got {getattr(self, name)}")
-        shares = ("prompt_dropout", "cooldown", "ema", "video_frame_share", "pair_share")
+        shares = ("prompt_dropout", "cooldown", "ema", "video_frame_share", "pair_share", "chunk_noise")
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"recipe: {name} must be from 0 to 1, got {getattr(self, name)}")

@@ -1,7 +1,9 @@
-"""Flow matching of the bidirectional teacher: every latent frame attends to every other, one noise level a video.
+"""Flow matching of the bidirectional teacher: every latent frame attends to every other.
 
-The level is logit-normal before the shift (arXiv 2403.03206): the middle levels decide shape and motion, the ends are
-easy. Some samples are trained without their prompt, so that the teacher can be sampled with classifier-free guidance.
+A video has one noise level, as when it is sampled, or one a chunk (Diffusion Forcing, arXiv 2407.01392): beside a
+cleaner chunk the prompt alone says where the others are, so motion is learnt many times sooner. Levels are logit-normal
+before the shift (arXiv 2403.03206): the middle ones decide shape and motion, the ends are easy. Some samples are
+trained without their prompt, so that the teacher can be sampled with classifier-free guidance.
 
 A step draws everything from the seed and its own number, so a run that was killed and resumed on the same machine gives
 the same weights as one that was not.
@@ -37,8 +39,12 @@ from ..recipes.teacher import FlowMatchingRecipe
 
 log = logging.getLogger(__name__)
 
+_CHUNK_FRAMES = 3
+"""latent frames that share a level where a video has several"""
+
+
 class Model(Protocol):
-    """latents [B,C,F,H,W], timestep [B], context [B,L,text_dim] -> flow [B,C,F,H,W]"""
+    """latents [B,C,F,H,W], timestep [B,F], context [B,L,text_dim] -> flow [B,C,F,H,W]"""
 
     def __call__(
         self, latents: Tensor, timestep: Tensor, context: Tensor, *, frame_positions: tuple[int, ...] | None
@@ -60,16 +66,23 @@ class Batch:
     prompts: list[str]
     """"" where the prompt is left out"""
     sigma: Tensor
-    """[B]"""
+    """[B,F]"""
     noise: Tensor
     """as `latents`"""
     frame_positions: tuple[int, ...] | None = None
     """of the latent frames, where some are left out"""
 
 
-def draw_sigmas(recipe: FlowMatchingRecipe, batch: int, generator: torch.Generator) -> Tensor:
-    """Noise levels [B] in 0..1."""
-    return shift_sigma(torch.randn(batch, generator=generator).mul(recipe.spread).sigmoid(), recipe.shift)
+def draw_sigmas(
+    recipe: FlowMatchingRecipe, batch: int, positions: Sequence[int], generator: torch.Generator
+) -> Tensor:
+    """Noise levels [B,F] in 0..1 of the latent frames at `positions`: one a chunk in a share `chunk_noise` of the batch,
+    one a video in the rest."""
+    chunk_F = torch.tensor(positions) // _CHUNK_FRAMES
+    logits = torch.randn(batch, int(chunk_F.max()) + 1, generator=generator).mul(recipe.spread)
+    alike = torch.randperm(batch, generator=generator)[round(recipe.chunk_noise * batch) :]
+    logits[alike] = logits[alike, :1]
+    return shift_sigma(logits.sigmoid(), recipe.shift)[:, chunk_F]
 
 
 def draw_batch(recipe: FlowMatchingRecipe, data: LatentSet, step: int) -> Batch:
@@ -100,7 +113,7 @@ def draw_batch(recipe: FlowMatchingRecipe, data: LatentSet, step: int) -> Batch:
     return Batch(
         latents.float(),
         ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)],
-        draw_sigmas(recipe, size, generator),
+        draw_sigmas(recipe, size, positions or range(latents.shape[2]), generator),
         torch.randn(latents.shape, generator=generator),
         positions,
     )
@@ -124,14 +137,14 @@ def flow_matching_loss(
     model: Model,
     latents: Tensor,
     context: Tensor,
-    sigma_B: Tensor,
+    sigma_BF: Tensor,
     noise: Tensor,
     frame_positions: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Mean squared error of the flow, in bfloat16 autocast; latents and noise [B,C,F,H,W], context [B,L,text_dim]."""
-    noisy = add_noise(latents, noise, sigma_B[:, None, None, None, None])
+    noisy = add_noise(latents, noise, sigma_BF[:, None, :, None, None])
     with torch.autocast(latents.device.type, torch.bfloat16):
-        flow = model(noisy, 1000 * sigma_B, context, frame_positions=frame_positions)
+        flow = model(noisy, 1000 * sigma_BF, context, frame_positions=frame_positions)
     return (flow.float() - (noise - latents)).square().mean()
 
 
