@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ def stream_chunks(
     schedule: DiagonalSchedule,
     *,
     noise: NoiseSource,
-    num_latent_frames: int,
+    num_latent_frames: int | None,
     height: int,
     width: int,
     cache: CacheConfig | None = None,
@@ -60,7 +61,8 @@ def stream_chunks(
         context: prompt embeddings [B,L,text_dim], or a timeline of them.
         schedule: chunk -> step list.
         noise: where all noise comes from.
-        num_latent_frames: length, given latents included; sampled to the next whole chunk and trimmed.
+        num_latent_frames: length, given latents included; sampled to the next whole chunk and trimmed. None goes on
+            until the iterator is closed, which takes a window.
         height, width: latent rows and columns, even.
         cache: window, sink and positions.
         policy: what later chunks see of a finished one; `ContextPolicy.last_step()` by default.
@@ -112,7 +114,7 @@ def stream_branches(
     *,
     guide: Guide,
     noise: NoiseSource,
-    num_latent_frames: int,
+    num_latent_frames: int | None,
     height: int,
     width: int,
     cache: CacheConfig | None = None,
@@ -145,7 +147,10 @@ def stream_branches(
     if first_chunk < 0 or first_frame < 0:
         raise ValueError(f"first_chunk and first_frame count from 0, got {first_chunk} and {first_frame}")
     given = 0 if initial_latents is None else initial_latents.shape[2]
-    spans = chunk_spans(num_latent_frames, chunk_frames, given)
+    if num_latent_frames is None and cache.window_frames is None:
+        raise ValueError("a video without end needs a window; a cache of everything would grow without end too")
+    # Without end, the given chunks and one more tell all there is to check.
+    spans = chunk_spans(given + 1 if num_latent_frames is None else num_latent_frames, chunk_frames, given)
     if initial_latents is not None:
         if initial_latents.shape != (batch, channels, given, height, width):
             raise ValueError(
@@ -208,7 +213,7 @@ def stream_branches(
         )
         for (own_model, timeline), own_cache in zip(branches, caches, strict=True)
     ]
-    end = first_frame + num_latent_frames
+    end = sys.maxsize if num_latent_frames is None else first_frame + num_latent_frames
     if not state.started:
         state.chunk, state.frame, state.handed_out = first_chunk, first_frame, first_frame
         state.settings = settings

@@ -9,7 +9,7 @@ context before the switch to the new one in n equal parts: 1/n at the chunk that
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 class Conditioning:
     """What one chunk is conditioned on."""
 
-    key: Hashable
+    key: tuple[tuple[int, float], ...]
     """Changes exactly when `context` does; compare only keys of the same timeline."""
     context: Tensor
     """[B,L,D]"""

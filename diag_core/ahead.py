@@ -1,0 +1,124 @@
+"""An iterator that runs in a thread of its own, a few items ahead of whoever reads it.
+
+What it does not know: video. It hands items over in their order, waits when the reader is slow, and ends cleanly
+however it ends: exhausted, by an error of the source, or because the reader has stopped or gone.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from typing import Generic, TypeVar
+
+import torch
+
+_T = TypeVar("_T")
+
+
+class Stopped(Exception):
+    """The reader has gone: raised in the source's thread, never in the reader's."""
+
+
+class _Exchange(Generic[_T]):
+    """What the two threads share: at most `depth` items, and how it ended."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.items: deque[_T] = deque()
+        self.error: BaseException | None = None
+        self.ended = False
+        """the source has nothing more"""
+        self.stopped = False
+        """the reader wants nothing more"""
+        self.changed = threading.Condition()
+
+    def put(self, item: _T) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.stopped or len(self.items) < self.depth)
+            if self.stopped:
+                raise Stopped
+            self.items.append(item)
+            self.changed.notify_all()
+
+    def end(self, error: BaseException | None) -> None:
+        with self.changed:
+            self.ended, self.error = True, error
+            self.changed.notify_all()
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.items.clear()
+            self.changed.notify_all()
+
+    def get(self) -> _T:
+        """The next item. StopIteration at the end, or the source's own error."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.items or self.ended)
+            if self.items:
+                item = self.items.popleft()
+                self.changed.notify_all()
+                return item
+            if self.error is not None:
+                raise self.error
+            raise StopIteration
+
+
+def run_ahead(
+    make: Callable[[Callable[[], None]], Iterable[_T]], *, depth: int = 1, name: str = "ahead"
+) -> Generator[_T, None, None]:
+    """The items of an iterable that a thread makes and runs through, at most `depth` of them before they are read.
+
+    The thread starts with the first `next`, in the reader's context variables, inference mode and CUDA device, and has
+    ended when the generator has: exhausted, closed, or forgotten.
+
+    Args:
+        make: called in the thread with a function that raises `Stopped` once the reader has gone; a source whose items
+            take long calls it now and then.
+        name: of the thread.
+
+    Raises: what the source raises, in the reader, after the items before it.
+    """
+    exchange: _Exchange[_T] = _Exchange(depth)
+    inference = torch.is_inference_mode_enabled()
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def check() -> None:
+        if exchange.stopped:
+            raise Stopped
+
+    def work() -> None:
+        error: BaseException | None = None
+        source: Iterable[_T] | None = None
+        try:
+            if device is not None:
+                torch.cuda.set_device(device)
+            with torch.inference_mode(inference):
+                source = make(check)
+                try:
+                    for item in source:
+                        exchange.put(item)
+                finally:
+                    if isinstance(source, Generator):
+                        source.close()
+        except Stopped:
+            pass
+        except BaseException as raised:
+            error = raised
+        exchange.end(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                item = exchange.get()
+            except StopIteration:
+                return
+            yield item
+            del item  # a frame held here would be a frame held twice
+    finally:
+        exchange.stop()
+        thread.join()
