@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .mp4_file import Mp4File
+from .provenance import PNG_KEYWORD, generated_xmp, xmp_box
 from .safetensors_file import replacing
 
 MAX_FPS = 1000
@@ -67,6 +69,8 @@ class Mp4Writer:
         fps: pixel frames a second.
         width, height: pixels, even (4:2:0 colour has half the size).
         metadata: JSON-able; stored as the container's comment, and its "title", if any, as the title.
+        mark_generated: put the mark of generated media (`generated_xmp`, with the title) into the header; True unless
+            the frames come from elsewhere.
 
     Raises:
         ValueError: sizes or a rate that H.264 cannot have; PyAV missing, or without an H.264 encoder.
@@ -81,6 +85,7 @@ class Mp4Writer:
         height: int,
         *,
         metadata: Mapping[str, Any] | None = None,
+        mark_generated: bool = True,
     ) -> None:
         self.path, self.part = Path(path), part_path(path)
         self.width, self.height = width, height
@@ -92,12 +97,16 @@ class Mp4Writer:
         if not 0 < fps <= MAX_FPS:
             raise ValueError(f"fps must be above 0 and at most {MAX_FPS}, got {fps}")
         self._av = _import_av()
+        metadata = dict(metadata or {})
+        title = str(metadata["title"]) if "title" in metadata else None
+        mark = xmp_box(generated_xmp(title=title)) if mark_generated else b""
         with self._naming():
-            self._container = self._av.open(
-                str(self.part), "w", format="mp4", options={"movflags": _MOVFLAGS, "flush_packets": "1"}
-            )
+            self._file = Mp4File(self.part, mark)
+        self._container = self._av.open(
+            self._file, "w", format="mp4", options={"movflags": _MOVFLAGS, "flush_packets": "1"}
+        )
         try:
-            self._stream = self._open_stream(fps, dict(metadata or {}))
+            self._stream = self._open_stream(fps, metadata)
         except BaseException:
             self._abandon()
             raise
@@ -147,9 +156,14 @@ class Mp4Writer:
         if not self.frames:
             self._abandon()
             raise ValueError(f"{self.path}: the video has no frames")
-        with self._naming():
-            self._container.mux(self._stream.encode())
-            self._container.close()
+        try:
+            with self._naming():
+                self._container.mux(self._stream.encode())
+                self._container.close()
+                self._file.finish()
+        except BaseException:
+            self._abandon()
+            raise
         os.replace(self.part, self.path)
 
     def _abandon(self) -> None:
@@ -160,6 +174,8 @@ class Mp4Writer:
                 self._container.mux(self._stream.encode())
         with contextlib.suppress(self._av.error.FFmpegError, OSError):
             self._container.close()
+        with contextlib.suppress(OSError):
+            self._file.finish()
         if not self.frames:
             with contextlib.suppress(OSError):
                 self.part.unlink()
@@ -168,8 +184,8 @@ class Mp4Writer:
     def _naming(self) -> Any:
         try:
             yield
-        except self._av.error.FFmpegError as error:
-            raise OSError(f"{self.part}: it cannot be written ({error.strerror})") from error
+        except (self._av.error.FFmpegError, OSError) as error:
+            raise OSError(f"{self.part}: it cannot be written ({error.strerror or error})") from error
 
     def __enter__(self) -> Mp4Writer:
         return self
@@ -204,18 +220,44 @@ def frame_strip(pixels: Tensor, count: int, *, gap: int = 2) -> Tensor:
     return torch.cat([part for frame in picks for part in (white, frame)][1:], dim=1)
 
 
-def write_png(path: str | os.PathLike[str], image: Tensor) -> None:
-    """Write uint8 [H,W,3] as a PNG file, whole or not at all."""
+def write_png(
+    path: str | os.PathLike[str], image: Tensor, *, xmp: str | None = None, texts: Mapping[str, str] | None = None
+) -> None:
+    """Write uint8 [H,W,3] as a PNG file, whole or not at all.
+
+    Args:
+        xmp: an XMP packet, such as `generated_xmp`, the mark of generated media.
+        texts: keyword (1 to 79 characters of Latin-1) -> text without NUL characters; the file's metadata.
+
+    Raises:
+        ValueError: another shape or type; a keyword or text that PNG cannot hold.
+        OSError: the file cannot be written.
+    """
     if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"an image must be uint8 [H,W,3], got {image.dtype} {list(image.shape)}")
     height, width, _ = image.shape
     # Each row begins with its filter: 0, none.
     rows = F.pad(image.cpu().reshape(height, width * 3), (1, 0)).numpy().tobytes()
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    entries = [*([] if xmp is None else [(PNG_KEYWORD, xmp)]), *(texts or {}).items()]
+    chunks = [(b"iTXt", _png_text(keyword, text)) for keyword, text in entries]
     with replacing(Path(path)) as file:
         file.write(b"\x89PNG\r\n\x1a\n")
-        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")):
+        for kind, data in ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")):
             file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+def _png_text(keyword: str, text: str) -> bytes:
+    """The content of an iTXt chunk: uncompressed, no language given."""
+    try:
+        name = keyword.encode("latin-1")
+    except UnicodeEncodeError:
+        name = b""
+    if not 1 <= len(name) <= 79 or not keyword.isprintable() or keyword != keyword.strip():
+        raise ValueError(f"a PNG text needs a keyword of 1 to 79 printable Latin-1 characters, got {keyword!r}")
+    if "\0" in text:
+        raise ValueError(f"the PNG text {keyword!r} holds a NUL character, which ends a text: remove it")
+    return name + b"\0\0\0\0\0" + text.encode()
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from diag_core.mp4_boxes import read_boxes
+from diag_core.mp4_file import Mp4File
+from diag_core.provenance import generated_xmp, xmp_box
 from diag_core.video import Mp4Writer, fit_image, frame_strip, part_path, read_image, to_uint8, write_png
 
 ROOT = Path(__file__).parent.parent
@@ -25,16 +30,23 @@ def colours(frames: int, height: int = 32, width: int = 48) -> Tensor:
     return colour_3T[None, :, :, None, None].expand(1, 3, frames, height, width)
 
 
-def decode(path: Path) -> Tensor:
-    with av.open(str(path)) as container:
-        frames = list(container.decode(video=0))
+def decode(path: Path, *, whole: bool = True) -> Tensor:
+    """All frames, uint8 [T,H,W,3]; not `whole`, those before one that is cut short."""
+    frames = []
+    with av.open(str(path)) as container, contextlib.suppress(*() if whole else (av.error.InvalidDataError,)):
+        for frame in container.decode(video=0):
+            frames.append(frame)
     assert {(int(f.colorspace), int(f.color_range)) for f in frames} == {(1, 1)}  # BT.709, limited range
+    return rgb(frames)
+
+
+def rgb(frames: list[av.VideoFrame]) -> Tensor:
     # Said again, because older PyAV converts by its own defaults.
-    rgb = [
+    converted = [
         f.reformat(format="rgb24", src_colorspace="ITU709", src_color_range="MPEG", dst_color_range="JPEG")
         for f in frames
     ]
-    return torch.stack([torch.from_numpy(f.to_ndarray()) for f in rgb])
+    return torch.stack([torch.from_numpy(f.to_ndarray()) for f in converted])
 
 
 def test_pixels_are_clamped_and_rounded():
@@ -108,6 +120,126 @@ os._exit(9)
     assert len(decode(tmp_path / "a.part.mp4")) >= 11  # the muxer holds one frame back
     with av.open(str(tmp_path / "a.part.mp4")) as container:
         assert json.loads(container.metadata["comment"]) == {"seed": 3}
+
+
+def write_video(path: Path, pixels: Tensor, **options: object) -> None:
+    with Mp4Writer(path, 16, pixels.shape[4], pixels.shape[3], metadata={"title": "a <3>", "seed": 7}, **options) as w:
+        for part in pixels.split(9, dim=2):
+            w.write(part)
+
+
+def noise(frames: int) -> Tensor:
+    """Frames that are all different, and too much for FFmpeg's buffer: it writes fragments in pieces."""
+    return torch.rand(1, 3, frames, 96, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_the_mark_stands_in_the_header_and_changes_nothing_else(tmp_path: Path):
+    pixels = noise(50)
+    write_video(tmp_path / "marked.mp4", pixels)
+    write_video(tmp_path / "plain.mp4", pixels, mark_generated=False)
+    marked, plain = ((tmp_path / name).read_bytes() for name in ("marked.mp4", "plain.mp4"))
+    boxes = list(read_boxes(marked))
+    assert [box.kind for box in boxes] == [b"ftyp", b"uuid", b"free", b"mdat", b"moov"]
+    mark = xmp_box(generated_xmp(title="a <3>"))
+    assert marked[boxes[1].start : boxes[1].end] == mark
+    assert [box.kind for box in read_boxes(plain)] == [b"ftyp", b"free", b"mdat", b"moov"]
+    moov = boxes[-1]
+    assert marked[: moov.start] == plain[:28] + mark + plain[28 : moov.start - len(mark)]
+    # In the moov, the chunk offsets alone differ.
+    assert len(marked) - len(plain) == len(mark)
+    assert marked[moov.start :] != plain[moov.start - len(mark) :]
+    assert torch.equal(decode(tmp_path / "marked.mp4"), decode(tmp_path / "plain.mp4"))
+    for name in ("marked.mp4", "plain.mp4"):
+        with av.open(str(tmp_path / name)) as container:
+            assert container.metadata["title"] == "a <3>"
+            assert json.loads(container.metadata["comment"]) == {"seed": 7}
+    # FFmpeg knows the box too, but looks for it only behind the moov.
+    (tmp_path / "behind.mp4").write_bytes(plain + mark)
+    with av.open(str(tmp_path / "behind.mp4"), options={"export_xmp": "1"}) as container:
+        assert container.metadata["xmp"] == generated_xmp(title="a <3>")
+
+
+def test_a_marked_video_is_sought_in(tmp_path: Path):
+    write_video(tmp_path / "a.mp4", noise(80))
+    frames = decode(tmp_path / "a.mp4")
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        for wanted in (70, 3, 33, 79, 0, 32):
+            container.seek(round(wanted / 16 / stream.time_base), stream=stream)
+            first = next(container.decode(stream))
+            assert first.key_frame and first.time <= wanted / 16
+            found = first
+            while found.time < wanted / 16:
+                found = next(container.decode(stream))
+            assert torch.equal(rgb([found])[0], frames[wanted])
+
+
+def test_the_file_plays_after_every_write(tmp_path: Path, monkeypatch):
+    """What a killed process leaves is the file after one of its writes, or after a part of one."""
+    path, states, write = part_path(tmp_path / "a.mp4"), [], Mp4File._write
+
+    def in_pieces(self: Mp4File, data: bytes) -> None:
+        for start in range(0, len(data), 300):
+            write(self, data[start : start + 300])
+            states.append((writer.frames, path.read_bytes()))
+
+    with Mp4Writer(tmp_path / "a.mp4", 16, 128, 96) as writer:
+        monkeypatch.setattr(Mp4File, "_write", in_pieces)
+        writer.write(noise(6))
+    whole, kinds = decode(tmp_path / "a.mp4"), set()
+    for frames, state in states:
+        if frames < 2:  # the muxer holds one back
+            continue
+        (tmp_path / "killed.mp4").write_bytes(state)
+        found = decode(tmp_path / "killed.mp4", whole=False)
+        assert len(found) >= frames - 1
+        assert torch.equal(found, whole[: len(found)])
+        kinds.add(" ".join(box.kind.decode() for box in read_boxes(state)))
+    assert "ftyp uuid free mdat moov" in kinds  # converted
+    assert "ftyp uuid free free moov" + " moof mdat" * 6 + " moov" in kinds  # about to be
+    assert len(whole) == 6
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_process_killed_between_conversion_and_patching_leaves_all_frames(tmp_path: Path):
+    code = f"""
+import os, signal, torch
+from diag_core.mp4_file import Mp4File
+from diag_core.video import Mp4Writer
+Mp4File.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+with Mp4Writer({str(tmp_path / "a.mp4")!r}, 16, 48, 32) as writer:
+    writer.write(torch.zeros(1, 3, 12, 32, 48))
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path) == ["a.part.mp4"]
+    assert len(decode(tmp_path / "a.part.mp4")) == 12
+
+
+def test_a_full_disk_is_named_and_what_was_written_plays(tmp_path: Path, monkeypatch):
+    write = Mp4File._write
+
+    def full(self: Mp4File, data: bytes) -> None:
+        if writer.frames >= 5:
+            raise OSError(28, "No space left on device")
+        write(self, data)
+
+    said = r"a\.part\.mp4: it cannot be written \(No space left on device\)"
+    with pytest.raises(OSError, match=said), Mp4Writer(tmp_path / "a.mp4", 16, 48, 32) as writer:
+        monkeypatch.setattr(Mp4File, "_write", full)
+        writer.write(colours(9))
+    assert os.listdir(tmp_path) == ["a.part.mp4"]
+    assert len(decode(tmp_path / "a.part.mp4")) >= 4
+
+
+def test_a_video_that_cannot_be_completed_keeps_its_part(tmp_path: Path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Mp4File, "_convert", full)
+    with pytest.raises(OSError, match="No space left"), Mp4Writer(tmp_path / "a.mp4", 16, 48, 32) as writer:
+        writer.write(colours(9))
+    assert os.listdir(tmp_path) == ["a.part.mp4"]
+    assert len(decode(tmp_path / "a.part.mp4")) == 9
 
 
 def test_without_frames_nothing_is_left(tmp_path: Path):
