@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from . import switch_study
 from .metrics import Collapse
 from .overrides import with_overrides
 from .recipes.moving_digits import RECIPES
@@ -21,7 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        {"toy": _toy, "toy-teacher": _toy_teacher, "toy-evaluate": _toy_evaluate}[options.command](options)
+        commands = {
+            "toy": _toy, "toy-teacher": _toy_teacher, "toy-evaluate": _toy_evaluate, "switch-study": _switch_study,
+        }  # fmt: skip
+        commands[options.command](options)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201 - this is the command line
         return 130
@@ -62,6 +66,32 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--cfg", type=float, help="instead of the checkpoint's")
     evaluate.add_argument("--kv-noise", type=float, help="schedule timestep, instead of the checkpoint's")
     evaluate.add_argument("--json", type=Path, help="also write the scores there")
+
+    switches = commands.add_parser(
+        "switch-study", help="score how soon videos follow a prompt switch, and how far they jump",
+        description="Samples pairs of held-out prompts with a switch in between, with and without recache and extra "
+        "steps after it, all from the same noise.",
+    )  # fmt: skip
+    switches.add_argument(
+        "folder", type=Path, nargs="?", default=Path("demo"),
+        help="holds the checkpoint, vae.safetensors and classifier.safetensors (default: %(default)s)",
+    )  # fmt: skip
+    switches.add_argument("--file", default="dit.safetensors", help="the checkpoint (default: %(default)s)")
+    switches.add_argument("--pairs", type=int, default=100, help="of prompts (default: %(default)s)")
+    switches.add_argument("--seed", type=int, default=0, help="of pairs and noise (default: %(default)s)")
+    switches.add_argument("--chunks", type=int, default=7, help="of each video (default: %(default)s)")
+    switches.add_argument(
+        "--switch-chunk", type=int, default=3, help="the first of the new prompt, from 0 (default: %(default)s)"
+    )
+    switches.add_argument("--batch", type=int, default=20, help="pairs sampled at once (default: %(default)s)")
+    switches.add_argument("--schedule", help="instead of the checkpoint's")
+    switches.add_argument("--json", type=Path, help="write the results there")
+    switches.add_argument(
+        "--plot", type=Path, metavar="FOLDER", help="draw prompt-switch.png and prompt-switch-frames.png there"
+    )
+    switches.add_argument(
+        "--example", type=int, default=0, help="the pair whose frames are drawn, of the first batch (default: 0)"
+    )
     return parser
 
 
@@ -100,6 +130,24 @@ def _toy_evaluate(options: argparse.Namespace) -> None:
         file=options.file,
         overrides={"schedule": options.schedule, "cfg": options.cfg, "kv_noise": options.kv_noise},
         report=options.json,
+    )
+
+
+def _switch_study(options: argparse.Namespace) -> None:
+    switch_study.report(
+        options.folder,
+        switch_study.StudyConfig(
+            pairs=options.pairs,
+            seed=options.seed,
+            chunks=options.chunks,
+            switch_chunk=options.switch_chunk,
+            batch=options.batch,
+        ),
+        file=options.file,
+        overrides={"schedule": options.schedule},
+        json=options.json,
+        pictures=options.plot,
+        example=options.example,
     )
 
 
