@@ -62,7 +62,7 @@ class Timeline:
         for _, context in self.entries:
             if id(context) not in moved:
                 moved[id(context)] = context.to(device=device, dtype=dtype)
-        return Timeline([(start, moved[id(context)]) for start, context in self.entries], self.blend_chunks)
+        return type(self)([(start, moved[id(context)]) for start, context in self.entries], self.blend_chunks)
 
     def require(
         self, *, batch_size: int | None = None, device: torch.device | None = None, text_dim: int | None = None

@@ -33,6 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="frame: one latent frame (default); repeat: a still first chunk, as chunk-wise models know",
     )
 
+    group.add_argument(
+        "--interactive",
+        action="store_true",
+        help="change the prompt while the video is made: a prompt a line on standard input, /stop to end (up to an "
+        "hour, unless a length is given)",
+    )
+    group.add_argument(
+        "--slot",
+        action="append",
+        metavar="TEXT",
+        help="with --interactive: encode this prompt beforehand; its number then stands for it",
+    )
+
     group = parser.add_argument_group("video")
     length = group.add_mutually_exclusive_group()
     length.add_argument("--seconds", type=values.number, metavar="S", help="length, to the next whole latent frame")
@@ -46,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--count", type=values.positive, default=1, metavar="N", help="videos of each prompt, from seed on (default: 1)"
     )
-    group.add_argument("--out", metavar="FILE", help="MP4 to write, or a folder/ (default: outputs/)")
+    group.add_argument("--out", metavar="FILE", help="MP4 to write, or a folder/ to put it in (default: outputs/)")
+    group.add_argument("--png", action="store_true", help="write a folder of PNG files instead of an MP4")
     group.add_argument("--overwrite", action="store_true", help="replace files instead of numbering new ones")
     group.add_argument(
         "--save-state", type=Path, metavar="FILE", help="at the end or at Ctrl-C, save what --resume needs"

@@ -14,24 +14,29 @@ FOLDER = Path("outputs")
 _SLUG_LENGTH = 48
 
 
-def output_paths(out: str | None, requests: Sequence[VideoRequest], *, overwrite: bool) -> list[Path]:
+def output_paths(
+    out: str | None, requests: Sequence[VideoRequest], *, overwrite: bool, png: bool = False
+) -> list[Path]:
     """A path for each video, all different.
 
     Args:
         out: a name ending in .mp4, numbered when there are several videos; or a folder (there already, or ending in a
             slash) in which they are named after prompt and seed; None is the folder `outputs`.
+        png: each is a folder of pictures, whose name has no ending.
 
     Raises:
         ValueError: another ending.
         OSError: a folder that cannot be written to. Nothing is created here.
     """
+    ending = "" if png else ".mp4"
     if out is None or out.endswith(("/", os.sep)) or Path(out).is_dir():
         folder = FOLDER if out is None else Path(out)
-        wanted = [folder / f"{_slug(request.prompt_text())}-{request.seed}.mp4" for request in requests]
+        wanted = [folder / f"{_slug(request.prompt_text())}-{request.seed}{ending}" for request in requests]
     else:
         path = Path(out)
-        if path.suffix.lower() != ".mp4":
-            raise ValueError(f"--out {out}: give the video a name that ends in .mp4, or a folder (ending in /)")
+        if path.suffix.lower() != ending:
+            what = "the folder of pictures a name without an ending" if png else "the video a name that ends in .mp4"
+            raise ValueError(f"--out {out}: give {what}, or a folder (ending in /)")
         digits = len(str(len(requests)))
         wanted = [path] if len(requests) == 1 else [
             path.with_name(f"{path.stem}-{number:0{digits}d}{path.suffix}") for number in range(1, len(requests) + 1)

@@ -1,10 +1,13 @@
-"""Prompt -> chunks -> pixels -> file, each chunk at once. Prints nothing.
+"""Prompt -> chunks -> pictures -> file, each chunk at once. Prints nothing.
 
 Shapes: latents [1,C,f,h,w], pixels [1,3,T,H,W].
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,12 +16,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..chunk_loop import Chunk, Forward
 from ..geometry import latent_size, pixel_frames
+from ..live import LiveTimeline, follow
 from ..noise import SeededNoise
-from ..sampler import CausalModel, Forward, stream_chunks
+from ..pipeline import OnForward, VideoPipeline
+from ..sampler import CausalModel, stream_chunks
+from ..sinks import FrameSink
+from ..state import SamplerState
 from ..timeline import Timeline
 from ..vae import TinyVAE, WanVAE
-from ..video import Mp4Writer, fit_image, read_image, to_uint8
+from ..video import fit_image, read_image
+from .interactive import Console
 from .request import VideoRequest
 from .saved import Recording
 
@@ -59,87 +68,103 @@ def make_video(
     vae: WanVAE | TinyVAE,
     embeddings: Mapping[str, Tensor],
     request: VideoRequest,
-    out: Path,
+    sink: FrameSink,
     *,
     initial_latents: Tensor | None = None,
     recording: Recording | None = None,
+    console: Console | None = None,
     report: Callable[[Progress], None],
 ) -> Progress:
     """Sample, decode and write a video; the last progress is returned.
 
     Args:
         embeddings: of all `request.prompts()`.
+        sink: entered and left here.
         initial_latents: `request.given_frames` of them.
         recording: filled as the video grows. One that holds latents already is gone on with, and the file begins with
             them.
-        report: called after every forward and every chunk written. What it raises ends the video, whose frames so far
-            stay in `part_path(out)`.
+        console: takes prompts while the video is made, and may end it.
+        report: called after every forward and every chunk written, from the thread that did it. What it raises ends
+            the video, whose frames so far stay in `sink.part`.
 
     Raises:
-        ValueError, OSError: as `stream_chunks` and `Mp4Writer`.
+        ValueError, OSError: as `stream_chunks` and the sink.
     """
     start = time.perf_counter()
     first: float | None = None
-    decoder = vae.streaming_decoder()
     earlier = recording.joined() if recording is not None else None
     if earlier is not None and request.given_frames:
         initial_latents = earlier[:, :, : request.given_frames].to(model.device)
     entries = [(entry.start_latent_frame, embeddings[entry.prompt]) for entry in request.entries]
-    timeline = Timeline(entries, request.blend_chunks).to(model.device)
+    timeline = (LiveTimeline if console else Timeline)(entries, request.blend_chunks).to(model.device)
     height, width = latent_size(request.height, request.width)
-    metadata = {"title": request.prompt_text(), **request.to_dict()}
-
     written = 0
+    lock = threading.Lock()
+
+    def tell(forward: Forward | None = None) -> None:
+        with lock:
+            report(progress(forward))
 
     def progress(forward: Forward | None = None) -> Progress:
         return Progress(written, request.pixel_frames, time.perf_counter() - start, first, forward)
 
-    # Checks its arguments, and those against a state, before a file is begun.
-    stream = stream_chunks(
-        model,
-        timeline,
-        request.settings.diagonal_schedule(),
-        noise=SeededNoise(request.seed),
-        num_latent_frames=request.latent_frames,
-        height=height,
-        width=width,
-        cache=request.cache(),
-        policy=request.policy(),
-        chunk_frames=request.chunk_frames,
-        initial_latents=initial_latents,
-        step=request.settings.step,
-        cfg=request.settings.cfg,
-        negative=embeddings[request.settings.negative_prompt].to(model.device) if request.guided else None,
-        switch=request.switch,
-        state=None if recording is None else recording.state,
-        on_forward=lambda forward: report(progress(forward)),
-    )
+    def chunks(on_forward: OnForward) -> Iterator[Chunk]:
+        state = SamplerState() if recording is None else recording.state
+        stream = stream_chunks(
+            model,
+            timeline,
+            request.settings.diagonal_schedule(),
+            noise=SeededNoise(request.seed),
+            num_latent_frames=request.latent_frames,
+            height=height,
+            width=width,
+            cache=request.cache(),
+            policy=request.policy(),
+            chunk_frames=request.chunk_frames,
+            initial_latents=initial_latents,
+            step=request.settings.step,
+            cfg=request.settings.cfg,
+            negative=embeddings[request.settings.negative_prompt].to(model.device) if request.guided else None,
+            switch=request.switch,
+            state=state,
+            on_forward=on_forward,
+        )
+        if console is not None:
+            assert isinstance(timeline, LiveTimeline)
+            stream = console.until_stopped(follow(stream, console.live, timeline, state, request.chunk_frames))
+        if recording is None:
+            return stream
+        return _recorded(stream, recording, earlier, [span.length for span in request.spans()])
 
-    def pieces() -> Iterator[Tensor]:
-        if earlier is not None:
-            yield earlier.to(model.device)
-        for chunk in stream:
-            if recording is not None:
-                recording.latents.append(chunk.latents.cpu())
-            yield chunk.latents
+    def place(latents: Tensor) -> Tensor:
+        return latents.to(model.device)
 
-    with Mp4Writer(out, request.fps, request.width, request.height, metadata=metadata) as writer:
-        for latents in _by_span(pieces(), [span.length for span in request.spans()]):
-            frames = to_uint8(decoder.push(latents))[: request.pixel_frames - written].cpu()
-            first = first or time.perf_counter() - start
-            writer.write(frames)
-            written = writer.frames
-            report(progress())
+    pipeline = VideoPipeline(chunks, vae, pixel_frames=request.pixel_frames, on_forward=tell, place=place)
+    with sink, contextlib.closing(pipeline.frames()) as pieces:
+        for frames in pieces:
+            first = first or frames.seconds
+            sink.write(frames.pixels)
+            written = sink.frames
+            tell()
     return progress()
 
 
-def _by_span(pieces: Iterator[Tensor], lengths: list[int]) -> Iterator[Tensor]:
-    """The same latent frames in pieces of `lengths`, so that a video gone on with is decoded as one made in one go."""
-    held: Tensor | None = None
-    for piece in pieces:
-        held = piece if held is None else torch.cat((held, piece), dim=2)
-        while held.shape[2] and lengths and held.shape[2] >= lengths[0]:
-            yield held[:, :, : lengths[0]]
-            held = held[:, :, lengths.pop(0) :]
+def _recorded(
+    chunks: Iterator[Chunk], recording: Recording, earlier: Tensor | None, lengths: list[int]
+) -> Iterator[Chunk]:
+    """The earlier latents and then the chunks, which join them, in pieces of `lengths` latent frames.
+
+    So a video gone on with is decoded as one made in one go, where a trimmed chunk lies between the two as well.
+    """
+    held = earlier
+    start = 0
+    for chunk in itertools.chain([None], chunks):
+        if chunk is not None:
+            recording.latents.append(chunk.latents.cpu())
+            held = chunk.latents if held is None else torch.cat((held.to(chunk.latents.device), chunk.latents), dim=2)
+        while held is not None and held.shape[2] and lengths and held.shape[2] >= lengths[0]:
+            length = lengths.pop(0)
+            yield Chunk(-1 if chunk is None else chunk.index, start, held[:, :, :length], 0)
+            held, start = held[:, :, length:], start + length
     if held is not None and held.shape[2]:
-        yield held
+        yield Chunk(-1, start, held, 0)

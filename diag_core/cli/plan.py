@@ -14,6 +14,7 @@ from ..attention import attention_backend
 from ..checkpoint import read_settings
 from ..config import SwitchPolicy
 from ..geometry import DEFAULT_FPS, latent_frames_for, pixel_frames
+from ..live import MAX_PREPARED
 from ..settings import CheckpointSettings
 from ..timeline_text import TimelineEntry, TimelineError, parse_timeline
 from .outputs import check_writable, output_paths
@@ -25,6 +26,7 @@ DEMO = Path(__file__).resolve().parents[2] / "demo"
 # What the models of each prompt encoder were trained on.
 _SIZES = {"demo": (64, 64), "umt5": (832, 480)}
 _LATENT_FRAMES = 21
+_INTERACTIVE_SECONDS = 3600.0
 
 _T = TypeVar("_T")
 
@@ -51,6 +53,12 @@ class Plan:
     """the image fills a chunk instead of one latent frame"""
     save_state: Path | None
     resume: Path | None
+    png: bool
+    """folders of pictures instead of video files"""
+    interactive: bool
+    """prompts come while the video is made"""
+    slots: tuple[str, ...]
+    """prompts encoded beforehand"""
     notes: tuple[str, ...]
     """what the user should know before waiting"""
 
@@ -72,7 +80,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
         stored, options.preset, given, name=str(checkpoint), stored_by="saved video" if before else "checkpoint"
     )
     requests = _requests(options, resolved.settings, before)
-    outputs = output_paths(options.out, requests, overwrite=options.overwrite)
+    outputs = output_paths(options.out, requests, overwrite=options.overwrite, png=options.png)
+    _check_interactive(options, requests)
     if (options.save_state or resume) and len(requests) > 1:
         raise ValueError(f"--save-state and --resume are for one video; these options make {len(requests)}")
     if resume and options.image:
@@ -95,6 +104,9 @@ def make_plan(options: argparse.Namespace) -> Plan:
         repeat_image=options.image_mode == "repeat",
         save_state=options.save_state,
         resume=resume,
+        png=options.png,
+        interactive=options.interactive,
+        slots=tuple(options.slot or ()),
         notes=tuple(_notes(options, requests[0], resolved, outputs[0])),
     )
 
@@ -134,6 +146,19 @@ def _text_encoder(path: Path | None, settings: CheckpointSettings) -> Path | Non
     if not path.exists():
         raise ValueError(f"--text-encoder {path}: there is no such file or folder")
     return path
+
+
+def _check_interactive(options: argparse.Namespace, requests: list[VideoRequest]) -> None:
+    if not options.interactive:
+        if options.slot:
+            raise ValueError("--slot is a prompt for --interactive: give that too, or leave it out")
+        return
+    if len(requests) > 1:
+        raise ValueError(f"--interactive is for one video; these options make {len(requests)}")
+    if not requests[0].settings.causal:
+        raise ValueError("this model makes the whole video at once: prompts cannot change it while it is made")
+    if len(options.slot or ()) > MAX_PREPARED:
+        raise ValueError(f"{len(options.slot)} times --slot; at most {MAX_PREPARED}")
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -219,6 +244,8 @@ def _pixel_frames(options: argparse.Namespace, fps: float, before: VideoRequest 
         if options.seconds <= 0:
             raise ValueError(f"--seconds must be above 0, got {options.seconds:g}")
         return pixel_frames(latent_frames_for(options.seconds, fps))
+    if options.interactive:
+        return pixel_frames(latent_frames_for(_INTERACTIVE_SECONDS, fps))
     return before.pixel_frames if before else pixel_frames(_LATENT_FRAMES)
 
 

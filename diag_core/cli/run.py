@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..video import part_path
+from ..live import Switch
+from ..safetensors_file import replacing
+from ..sinks import FrameSink, PngSequence
+from ..text import TextEncoder
+from ..timeline_text import format_timeline
+from ..video import Mp4Writer
+from .interactive import Console, live_prompts
 from .interrupt import deferred_interrupt
 from .models import demo_encoder, encode, load_model, load_vae, umt5_encoder
 from .pipeline import Progress, image_latents, make_video
@@ -43,10 +50,14 @@ def _run(plan: Plan) -> int:
     if recording is None and plan.save_state:
         recording = Recording()
     prompts = [prompt for request in plan.requests for prompt in request.prompts()]
-    # The text encoder first, and then dropped: on many GPUs it does not fit beside the model.
-    embeddings = {}
+    # The text encoder first, and then dropped: on many GPUs it does not fit beside the model. Where prompts come while
+    # the video is made it stays, on the CPU.
+    embeddings, encoder = {}, None
     if plan.text_encoder is not None:
-        embeddings = encode(umt5_encoder(plan.text_encoder, plan.embedding_cache, device=plan.device), prompts)
+        where = torch.device("cpu") if plan.interactive else plan.device
+        encoder = umt5_encoder(plan.text_encoder, plan.embedding_cache, device=where)
+        embeddings = encode(encoder, prompts)
+        encoder = encoder if plan.interactive else None
     loaded = load_model(
         plan.checkpoint,
         dtype=plan.dtype,
@@ -56,7 +67,8 @@ def _run(plan: Plan) -> int:
         lora_strength=plan.lora_strength,
     )
     if plan.text_encoder is None:
-        embeddings = encode(demo_encoder(loaded), prompts)
+        encoder = demo_encoder(loaded)
+        embeddings = encode(encoder, prompts)
     vae = load_vae(plan.vae, dtype=plan.dtype, device=plan.device)
     initial = image_latents(plan.image, vae, plan.requests[0], plan.device) if plan.image else None
 
@@ -69,29 +81,39 @@ def _run(plan: Plan) -> int:
                 nonlocal seen
                 seen = progress
                 bar.update(progress)
-                check()
+                # In the thread that samples alone: all chunks finished by then still reach the file.
+                if progress.forward is not None:
+                    check()
 
             out.parent.mkdir(parents=True, exist_ok=True)
+            console = None
+            if plan.interactive:
+                assert encoder is not None
+                console = _console(encoder, plan, request, loaded.model.device)
             try:
                 check()
+                sink = _sink(plan, request, out)
                 done = make_video(
                     loaded.model,
                     vae,
                     embeddings,
                     request,
-                    out,
+                    sink,
                     initial_latents=initial,
                     recording=recording,
+                    console=console,
                     report=report,
                 )
             except KeyboardInterrupt:
                 bar.finish()
-                _say_interrupted(out, seen)
+                _say_interrupted(sink.part, seen)
                 _save(recording, plan.save_state, request)
                 return _INTERRUPTED
             finally:
                 bar.finish()
             print(_result(out, done))
+            if console is not None and console.live.log:
+                print(_save_timeline(out, request, console.live.log))
             _save(recording, plan.save_state, request)
     return 0
 
@@ -104,8 +126,33 @@ def _result(out: Path, done: Progress) -> str:
     )
 
 
-def _say_interrupted(out: Path, seen: Progress) -> None:
-    kept = f"{seen.pixel_frames} pixel frames are in {part_path(out)}"
+def _sink(plan: Plan, request: VideoRequest, out: Path) -> FrameSink:
+    metadata = {"title": request.prompt_text(), **request.to_dict()}
+    if plan.png:
+        return PngSequence(out, metadata=metadata)
+    return Mp4Writer(out, request.fps, request.width, request.height, metadata=metadata)
+
+
+def _console(encoder: TextEncoder, plan: Plan, request: VideoRequest, device: torch.device) -> Console:
+    console = Console(live_prompts(lambda prompt: encoder.encode([prompt]).to(device), plan.slots), request.fps)
+    console.start()
+    return console
+
+
+def _save_timeline(out: Path, request: VideoRequest, log: Sequence[Switch]) -> str:
+    """All prompts as they were shown, beside the video: with the seed they make it again."""
+    entries = list(request.entries)
+    for switch in log:
+        entries = [entry for entry in entries if entry.start_latent_frame < switch.start_latent_frame]
+        entries.append(switch.entry())
+    path = out.with_suffix(".timeline.txt")
+    with replacing(path) as file:
+        file.write(f"{format_timeline(entries)}\n".encode())
+    return f"{path}: the prompts as they were shown; --timeline @{path} --seed {request.seed} makes this video again"
+
+
+def _say_interrupted(part: Path, seen: Progress) -> None:
+    kept = f"{seen.pixel_frames} pixel frames are in {part}"
     print(f"interrupted: {kept if seen.pixel_frames else 'no frame was finished'}", file=sys.stderr)
 
 

@@ -1,0 +1,83 @@
+"""Where pictures go as they come: a video file, or a folder of numbered PNG files.
+
+A sink is a context manager with `write`. Left normally, what it wrote is complete; left by an error, or killed, what
+was written so far stays and can be looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from .provenance import generated_xmp
+from .video import to_uint8, write_png
+
+
+class FrameSink(Protocol):
+    @property
+    def part(self) -> Path:
+        """Where the frames are that were written before it was complete."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """Pixel frames written so far."""
+        ...
+
+    def write(self, pixels: Tensor) -> None:
+        """Append frames: float [1,3,T,H,W] in -1..1 (clamped), or uint8 [T,H,W,3], on any device."""
+        ...
+
+    def __enter__(self) -> FrameSink: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class PngSequence:
+    """Writes 000001.png, 000002.png, ... into a new folder; each file is whole or absent.
+
+    Args:
+        metadata: JSON-able; kept in every file's "Comment", and its "title", if any, as "Title".
+        mark_generated: put the mark of generated media into every file.
+
+    Raises:
+        OSError: the folder exists with something in it, or cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        mark_generated: bool = True,
+    ) -> None:
+        self.part = Path(folder)
+        self.part.mkdir(parents=True, exist_ok=True)
+        if any(self.part.iterdir()):
+            raise FileExistsError(f"{folder}: there is something in this folder already; give an empty or a new one")
+        self.frames = 0
+        values = dict(metadata or {})
+        title = str(values.pop("title")) if "title" in values else None
+        self._texts = {} if title is None else {"Title": title}
+        self._texts["Comment"] = json.dumps(values, ensure_ascii=False)
+        self._xmp = generated_xmp(title=title) if mark_generated else None
+
+    def write(self, pixels: Tensor) -> None:
+        for image in to_uint8(pixels).cpu():
+            write_png(self.part / f"{self.frames + 1:06d}.png", image, xmp=self._xmp, texts=self._texts)
+            self.frames += 1
+
+    def __enter__(self) -> PngSequence:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.frames and not any(self.part.iterdir()):
+            self.part.rmdir()

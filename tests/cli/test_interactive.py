@@ -1,0 +1,112 @@
+"""Prompts typed while the video is made."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import decode
+
+from diag_core import SeededNoise
+from diag_core.video import Mp4Writer, read_image
+
+
+class Typist(io.StringIO):
+    """Standard input: each line comes when the chunk before it is about to be sampled."""
+
+    def __init__(self, says: dict[int, str]) -> None:
+        super().__init__()
+        self.says, self.ready, self.taken = says, threading.Semaphore(0), threading.Semaphore(0)
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self.says.values():
+            self.ready.acquire()
+            yield line + "\n"
+            self.taken.release()
+
+
+@pytest.fixture
+def typing(monkeypatch: pytest.MonkeyPatch):
+    """Types lines while chunks are being sampled; a line is there before the next chunk begins."""
+
+    def types(says: dict[int, str]) -> None:
+        typist = Typist(says)
+        draw = SeededNoise.initial
+
+        def initial(self, start_frame, shape):
+            if start_frame // 3 in says:
+                typist.ready.release()
+                typist.taken.acquire(timeout=10)
+            return draw(self, start_frame, shape)
+
+        monkeypatch.setattr(SeededNoise, "initial", initial)
+        monkeypatch.setattr(sys, "stdin", typist)
+
+    return types
+
+
+def test_prompts_take_effect_with_the_next_chunk_and_the_timeline_makes_the_video_again(generate, typing):
+    typing({1: "a blue 7", 3: "2", 4: ""})
+    result = generate(
+        "--interactive", "--prompt", "a red 3", "--slot", "a 5", "--slot", "a green 1", "--seed", 4, "--frames", 81,
+        "--out", "a.mp4",
+    )  # fmt: skip
+    assert result.code == 0, result.err
+    assert "1  a 5" in result.err and "2  a green 1" in result.err
+    assert "from the next chunk on: a blue 7" in result.err and "from the next chunk on: a green 1" in result.err
+    assert "1.31 s: a blue 7 (" in result.err and "ms after it was asked for" in result.err
+    assert Path("a.timeline.txt").read_text() == "0s: a red 3\n6lf: a blue 7\n12lf: a green 1\n"
+    assert "--timeline @a.timeline.txt --seed 4 makes this video again" in result.out
+    typing({})
+    result = generate("--timeline", "@a.timeline.txt", "--seed", 4, "--frames", 81, "--out", "b.mp4")
+    assert result.code == 0, result.err
+    assert torch.equal(decode("a.mp4"), decode("b.mp4"))
+
+
+def test_stop_ends_the_video_after_the_chunk_in_the_making(generate, typing):
+    typing({2: "/stop"})
+    result = generate("--interactive", "--prompt", "a red 3", "--out", "a.mp4", "--seconds", 60)
+    assert result.code == 0, result.err
+    assert len(decode("a.mp4")) == 33 and not Path("a.timeline.txt").exists()
+
+
+def test_a_prompt_that_cannot_be_used_is_said_and_the_video_goes_on(generate, typing):
+    typing({1: "x" * 20_000})
+    result = generate("--interactive", "--prompt", "a red 3", "--out", "a.mp4", "--frames", 33)
+    assert result.code == 0 and "20000 characters" in result.err
+    assert len(decode("a.mp4")) == 33
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--slot", "a 1"), "--slot is a prompt for --interactive"),
+        (("--interactive", "--prompt", "a 2"), "--interactive is for one video"),
+        (("--interactive", *(["--slot", "a"] * 33)), "33 times --slot; at most 32"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(generate, options, why):
+    result = generate("--prompt", "a red 3", *options)
+    assert result.code == 2 and why in result.err
+
+
+def test_a_folder_of_pictures_holds_the_frames_of_the_video(generate):
+    arguments = ("--prompt", "a red 3", "--seed", 4, "--frames", 21)
+    result = generate(*arguments, "--png", "--out", "frames")
+    assert result.code == 0, result.err
+    files = sorted(Path("frames").iterdir())
+    assert [file.name for file in files] == [f"{n:06d}.png" for n in range(1, 22)]
+    assert generate(*arguments, "--out", "a.mp4").code == 0
+    with Mp4Writer("b.mp4", 16, 32, 32) as writer:
+        writer.write(torch.stack([read_image(file) for file in files]))
+    assert torch.equal(decode("a.mp4"), decode("b.mp4"))
+    assert b"trainedAlgorithmicMedia" in files[0].read_bytes() and b"a red 3" in files[0].read_bytes()
+    again = generate(*arguments, "--png", "--out", "frames")
+    assert again.code == 0 and len(list(Path("frames").glob("*/*.png"))) == 21  # into the folder that is there
+    refused = generate(*arguments, "--png", "--out", "a.png")
+    assert refused.code == 2 and "without an ending" in refused.err
