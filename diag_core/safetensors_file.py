@@ -170,10 +170,10 @@ def write_safetensors(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file for writing that takes the place of `path` once all is on disk, or vanishes without a trace."""
+    """A file, to be written and read back, that takes the place of `path` once all is on disk, or leaves no trace."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with open(part, "xb") as file:
+        with open(part, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
