@@ -11,7 +11,7 @@ import dataclasses
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -124,15 +124,20 @@ class LivePrompts:
         for prompt in self.slots:
             self._context(prompt)
 
-    def apply(self, timeline: LiveTimeline, start_frame: int, chunk_frames: int) -> Switch | None:
-        """Between chunks: lets the prompt that waits, if any, take effect at `start_frame`, the next chunk's."""
+    def apply(self, timelines: Sequence[LiveTimeline], start_frame: int, chunk_frames: int) -> Switch | None:
+        """Between chunks: lets the prompt that waits, if any, take effect at `start_frame`, the next chunk's.
+
+        `timelines` all show it: one, or those of conditions that are combined.
+        """
         with self._lock:
             pending, self._pending = self._pending, None
         if pending is None:
             return None
         prompt, arrived = pending
         try:
-            timeline.switch(start_frame, self._context(prompt), chunk_frames)
+            context = self._context(prompt)
+            for timeline in timelines:
+                timeline.switch(start_frame, context, chunk_frames)
         except torch.OutOfMemoryError:
             raise
         except (ValueError, RuntimeError, OSError) as error:
@@ -155,11 +160,15 @@ class LivePrompts:
 
 
 def follow(
-    chunks: Iterator[Chunk], live: LivePrompts, timeline: LiveTimeline, state: SamplerState, chunk_frames: int
+    chunks: Iterator[Chunk],
+    live: LivePrompts,
+    timelines: Sequence[LiveTimeline],
+    state: SamplerState,
+    chunk_frames: int,
 ) -> Iterator[Chunk]:
     """The chunks of `stream_chunks(model, timeline, ..., state=state)`, letting prompts take effect between them."""
     while True:
-        live.apply(timeline, state.frame, chunk_frames)
+        live.apply(timelines, state.frame, chunk_frames)
         try:
             chunk = next(chunks)
         except StopIteration:

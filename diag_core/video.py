@@ -69,6 +69,7 @@ class Mp4Writer:
         fps: pixel frames a second.
         width, height: pixels, even (4:2:0 colour has half the size).
         metadata: JSON-able; stored as the container's comment, and its "title", if any, as the title.
+        tags: more of the container's metadata, by names of the caller's, such as the "workflow" that ComfyUI looks for.
         mark_generated: put the mark of generated media (`generated_xmp`, with the title) into the header; True unless
             the frames come from elsewhere.
 
@@ -85,6 +86,7 @@ class Mp4Writer:
         height: int,
         *,
         metadata: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
         mark_generated: bool = True,
     ) -> None:
         self.path, self.part = Path(path), part_path(path)
@@ -103,8 +105,13 @@ class Mp4Writer:
         with self._naming():
             self._file = Mp4File(self.part, mark)
         self._container = self._av.open(
-            self._file, "w", format="mp4", options={"movflags": _MOVFLAGS, "flush_packets": "1"}
+            self._file,
+            "w",
+            format="mp4",
+            # Names of one's own need another kind of table, which fewer players read.
+            options={"movflags": _MOVFLAGS + "+use_metadata_tags" * bool(tags), "flush_packets": "1"},
         )
+        self._container.metadata.update(tags or {})
         try:
             self._stream = self._open_stream(fps, metadata)
         except BaseException:

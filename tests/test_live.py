@@ -31,7 +31,7 @@ def live_video(model, says: dict[int, list[str]], *, blend: int = 0, chunks: int
         model, timeline, SCHEDULE, num_latent_frames=3 * chunks, state=state, switch=SwitchPolicy(), **SAMPLING
     )
     made = []
-    for chunk in follow(stream, live, timeline, state, 3):
+    for chunk in follow(stream, live, [timeline], state, 3):
         made.append(chunk.latents)
         for prompt in says.get(chunk.index, []):
             live.say(prompt)
@@ -85,10 +85,10 @@ def test_slots_are_encoded_beforehand_and_asked_for_by_number(model) -> None:
     assert live.say("2") == "third" and live.say(" 3 ") == "3"
     timeline = LiveTimeline([(0, encode("first"))])
     live.say("2")
-    switch = live.apply(timeline, 6, 3)
+    switch = live.apply([timeline], 6, 3)
     assert switch is not None and switch.prompt == "third" and seen == ["second", "third"]
     assert switch.entry().label == "6lf" and switch.waited >= 0
-    assert live.apply(timeline, 9, 3) is None  # taken once
+    assert live.apply([timeline], 9, 3) is None  # taken once
 
 
 def test_what_no_prompt_can_be_is_refused() -> None:
@@ -107,7 +107,7 @@ def test_a_timeline_that_grows_for_ever_takes_no_more_memory(blend) -> None:
     keys = set()
     for chunk in range(1, 400):
         live.say(f"prompt {chunk % 150}")
-        assert live.apply(timeline, 3 * chunk, 3) is not None
+        assert live.apply([timeline], 3 * chunk, 3) is not None
         now = timeline.at(3 * chunk, 3)
         assert now.since_switch == 0 and now.key not in keys
         keys.add(now.key)
@@ -122,7 +122,7 @@ def test_many_threads_may_speak_at_once(model) -> None:
     for thread in threads:
         thread.join()
     timeline = LiveTimeline([(0, encode("first"))])
-    switch = live.apply(timeline, 3, 3)
+    switch = live.apply([timeline], 3, 3)
     assert switch is not None and switch.prompt.endswith(" 199") and len(timeline.entries) == 2
 
 

@@ -131,7 +131,7 @@ def make_video(
         )
         if console is not None:
             assert isinstance(timeline, LiveTimeline)
-            stream = console.until_stopped(follow(stream, console.live, timeline, state, request.chunk_frames))
+            stream = console.until_stopped(follow(stream, console.live, [timeline], state, request.chunk_frames))
         if recording is None:
             return stream
         return _recorded(stream, recording, earlier, [span.length for span in request.spans()])
