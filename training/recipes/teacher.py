@@ -16,11 +16,11 @@ class FlowMatchingRecipe:
         default_factory=lambda: WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=6, text_len=32)
     )
     seed: int = 0
-    image_steps: int = 2200
+    image_steps: int = 1400
     """steps on single latent frames before the first video"""
-    video_steps: int = 3900
+    video_steps: int = 1500
     """steps that follow, of which every `image_every`-th is on single frames again"""
-    image_every: int = 20
+    image_every: int = 8
     image_batch: int = 256
     video_batch: int = 12
     sparse_of: tuple[int, int] = (0, 1)
@@ -30,7 +30,7 @@ class FlowMatchingRecipe:
     sparse_batch: int = 16
     video_frame_share: float = 0.5
     """share of single frames that are cut from videos; the rest are single images, as a video's first latent frame"""
-    pairs_from: int = 1400
+    pairs_from: int = 1000
     """step from which two digits are shown more often than the data has them: what belongs to which of
     them is learnt after shapes"""
     pair_share: float = 0.45

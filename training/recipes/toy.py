@@ -17,8 +17,8 @@ from .teacher import FlowMatchingRecipe
 def _motion(**changes: Any) -> FlowMatchingRecipe:
     """Videos alone, at higher noise levels: those decide where things go."""
     recipe = FlowMatchingRecipe(
-        seed=1, image_steps=0, video_steps=3600, image_every=60, sparse_of=(2, 3), warmup_steps=50, cooldown=0.4,
-        pairs_from=0, pair_share=0.3, shift=8.0,
+        seed=1, image_steps=0, video_steps=3600, image_every=30, sparse_of=(2, 3), warmup_steps=50, cooldown=0.4,
+        pairs_from=0, pair_share=0.3, shift=5.0, chunk_noise=0.5,
     )  # fmt: skip
     return replace(recipe, **changes)
 
@@ -35,7 +35,7 @@ class ToyRecipe:
     videos_a_shard: int = 1000
     image_shards: int = 15
     images_a_shard: int = 10_000
-    teacher: FlowMatchingRecipe = field(default_factory=lambda: FlowMatchingRecipe(compiled=True))
+    teacher: FlowMatchingRecipe = field(default_factory=lambda: FlowMatchingRecipe(sparse_of=(2, 3), compiled=True))
     """what things look like: single latent frames, then videos"""
     motion: FlowMatchingRecipe = field(default_factory=lambda: _motion(compiled=True))
     """how they move; begins with the weights of `teacher`"""
