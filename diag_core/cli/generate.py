@@ -67,6 +67,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--resume", type=Path, metavar="FILE", help="go on with a saved video: give a greater length")
 
+    group = parser.add_argument_group("provenance", "every file says that a model made it, unless told otherwise")
+    group.add_argument(
+        "--no-mark",
+        dest="mark_generated",
+        action="store_false",
+        help="leave out the mark of generated media (IPTC digital source type, in XMP)",
+    )
+    group.add_argument(
+        "--c2pa-certificate",
+        type=Path,
+        metavar="FILE",
+        help="sign finished MP4s with this certificate chain (PEM; needs the package c2pa-python)",
+    )
+    group.add_argument("--c2pa-key", type=Path, metavar="FILE", help="the certificate's private key (PEM)")
+
     group = parser.add_argument_group(
         "sampling", "of the checkpoint, unless given here; KV noise in schedule timesteps, 0..1000"
     )

@@ -59,6 +59,10 @@ class Plan:
     """prompts come while the video is made"""
     slots: tuple[str, ...]
     """prompts encoded beforehand"""
+    mark_generated: bool
+    """files say that a model made them"""
+    signing: tuple[Path, Path] | None
+    """certificate and key that finished videos are signed with"""
     notes: tuple[str, ...]
     """what the user should know before waiting"""
 
@@ -107,6 +111,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
         png=options.png,
         interactive=options.interactive,
         slots=tuple(options.slot or ()),
+        mark_generated=options.mark_generated,
+        signing=_signing(options),
         notes=tuple(_notes(options, requests[0], resolved, outputs[0])),
     )
 
@@ -175,6 +181,22 @@ def _check_files(options: argparse.Namespace) -> None:
             raise ValueError(f"--save-state {state}: give the name of a file")
         if state.exists() and state != options.resume and not options.overwrite:
             raise ValueError(f"--save-state {state}: it exists already; give another name, or --overwrite")
+
+
+def _signing(options: argparse.Namespace) -> tuple[Path, Path] | None:
+    certificate, key = options.c2pa_certificate, options.c2pa_key
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise ValueError("--c2pa-certificate and --c2pa-key belong together: give both, or neither")
+    if options.png:
+        raise ValueError(
+            "--c2pa-certificate signs MP4 files: leave out --png, or leave out the certificate and its key"
+        )
+    from ..c2pa_signing import check_signing
+
+    check_signing(certificate, key)
+    return certificate, key
 
 
 def _device(name: str) -> torch.device:

@@ -115,6 +115,8 @@ def _run(plan: Plan) -> int:
             if console is not None and console.live.log:
                 print(_save_timeline(out, request, console.live.log))
             _save(recording, plan.save_state, request)
+            if plan.signing is not None:
+                print(_sign(out, *plan.signing, request))
     return 0
 
 
@@ -129,8 +131,17 @@ def _result(out: Path, done: Progress) -> str:
 def _sink(plan: Plan, request: VideoRequest, out: Path) -> FrameSink:
     metadata = {"title": request.prompt_text(), **request.to_dict()}
     if plan.png:
-        return PngSequence(out, metadata=metadata)
-    return Mp4Writer(out, request.fps, request.width, request.height, metadata=metadata)
+        return PngSequence(out, metadata=metadata, mark_generated=plan.mark_generated)
+    return Mp4Writer(
+        out, request.fps, request.width, request.height, metadata=metadata, mark_generated=plan.mark_generated
+    )
+
+
+def _sign(out: Path, certificate: Path, key: Path, request: VideoRequest) -> str:
+    from ..c2pa_signing import sign_c2pa
+
+    sign_c2pa(out, certificate, key, title=request.prompt_text())
+    return f"{out}: signed with {certificate}"
 
 
 def _console(encoder: TextEncoder, plan: Plan, request: VideoRequest, device: torch.device) -> Console:
