@@ -30,6 +30,8 @@ class Readings:
 
     right: dict[str, Tensor]
     """aspect -> [P,K], 1 where chunk k after the switch is as the prompt says, NaN where it cannot be told"""
+    old_digit: Tensor
+    """[P,K], 1 where the digit is still that of before the switch; NaN where that was not asked"""
     jump: Tensor
     """[P], pixels from the last pixel frame before the switch to the first after it"""
     largest_step: Tensor
@@ -44,19 +46,23 @@ def read_videos(
     first_chunk: int,
     chunk_frames: int = 3,
     since: int | None = None,
+    before: Sequence[Scene] | None = None,
     data: MovingDigitsConfig | None = None,
 ) -> Readings:
     """Readings of videos against `scenes` of one digit each, from chunk `first_chunk` on.
 
     Args:
         since: the chunk from which the scene holds, where that is earlier: a digit may have reached its edge by then.
+        before: the scenes of before the switch, to see how long their digits stay.
     """
     data = data or MovingDigitsConfig()
     since = first_chunk if since is None else since
     tracks = track(pixels, scenes)
     parts = chunk_slices(pixels.shape[2], chunk_frames)
+    shown_PK = _digits(tracks, classifier, parts[first_chunk:])
     right = {
-        **_looks(tracks, classifier, parts[first_chunk:]),
+        "digit": _are(shown_PK, scenes),
+        "colour": _colours_are(tracks, parts[first_chunk:]),
         "direction": directions_followed(
             tracks.centre, tracks.movers, parts[since:], margin=data.digit_size / 2, size=data.size
         )[:, first_chunk - since :],
@@ -64,27 +70,36 @@ def read_videos(
     right["all"] = torch.stack(list(right.values())).prod(0)
     start = first_pixel_frame_of(first_chunk * chunk_frames)
     end = parts[min(first_chunk + 1, len(parts) - 1)].stop - 1
-    return Readings(right, jumps(tracks.centre, start), largest_steps(tracks.centre, start, end))
+    return Readings(
+        right=right,
+        old_digit=torch.full(shown_PK.shape, torch.nan) if before is None else _are(shown_PK, before),
+        jump=jumps(tracks.centre, start),
+        largest_step=largest_steps(tracks.centre, start, end),
+    )
 
 
-def _looks(tracks: Tracks, classifier: DigitClassifier, parts: Sequence[slice]) -> dict[str, Tensor]:
+def _digits(tracks: Tracks, classifier: DigitClassifier, parts: Sequence[slice]) -> Tensor:
     readings = log_probabilities(classifier, tracks.cover)
-    digits = torch.tensor([mover.digit for mover in tracks.movers])
-    colours = [mover.colour for mover in tracks.movers]
-    digit = [(read_digits(readings[:, part]) == digits).float() for part in parts]
-    colour = [
-        torch.tensor([float(a == b) for a, b in zip(read_colours(tracks.colour[:, part]), colours, strict=True)])
-        for part in parts
-    ]
-    return {"digit": torch.stack(digit, dim=1), "colour": torch.stack(colour, dim=1)}
+    return torch.stack([read_digits(readings[:, part]) for part in parts], dim=1)
+
+
+def _are(digits_PK: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    return (digits_PK == torch.tensor([scene.movers[0].digit for scene in scenes])[:, None]).float()
+
+
+def _colours_are(tracks: Tracks, parts: Sequence[slice]) -> Tensor:
+    asked = [mover.colour for mover in tracks.movers]
+    shown_KP = [read_colours(tracks.colour[:, part]) for part in parts]
+    return torch.tensor([[float(a == b) for a, b in zip(asked, shown_P, strict=True)] for shown_P in shown_KP]).T
 
 
 def joined(readings: Sequence[Readings]) -> Readings:
     """Readings of batches as those of all pairs."""
     return Readings(
-        {name: torch.cat([r.right[name] for r in readings]) for name in readings[0].right},
-        torch.cat([r.jump for r in readings]),
-        torch.cat([r.largest_step for r in readings]),
+        right={name: torch.cat([r.right[name] for r in readings]) for name in readings[0].right},
+        old_digit=torch.cat([r.old_digit for r in readings]),
+        jump=torch.cat([r.jump for r in readings]),
+        largest_step=torch.cat([r.largest_step for r in readings]),
     )
 
 
@@ -99,6 +114,7 @@ def summary(readings: Readings, control: Readings) -> dict[str, Any]:
             "median": bootstrap_median(until_P).to_dict(),  # null: never
             "never": bootstrap_mean(known_P.isinf().float()).to_dict(),
         }
+    result["old_digit"] = [bootstrap_mean(kept_P).to_dict() for kept_P in readings.old_digit.T]
     result["jump"] = bootstrap_mean(readings.jump).to_dict()
     result["jump_over_control"] = bootstrap_mean(readings.jump - control.jump).to_dict()
     result["largest_step"] = bootstrap_mean(readings.largest_step).to_dict()
@@ -107,15 +123,15 @@ def summary(readings: Readings, control: Readings) -> dict[str, Any]:
 
 
 def differences(readings: dict[str, Readings]) -> dict[str, Any]:
-    """Every later variant minus every earlier one, pair by pair: the mean over the chunks after the switch of each
-    aspect, and the jump; JSON values."""
+    """Every later variant minus every earlier one, pair by pair: of each aspect, the first chunk after the switch and
+    the mean over all of them; and the jump. JSON values."""
+    return {f"{b} minus {a}": _difference(readings[b], readings[a]) for a, b in itertools.combinations(readings, 2)}
+
+
+def _difference(b: Readings, a: Readings) -> dict[str, Any]:
+    apart = {aspect: b.right[aspect] - a.right[aspect] for aspect in a.right}
     return {
-        f"{b} minus {a}": {
-            **{
-                aspect: bootstrap_mean((readings[b].right[aspect] - readings[a].right[aspect]).mean(1)).to_dict()
-                for aspect in readings[a].right
-            },
-            "jump": bootstrap_mean(readings[b].jump - readings[a].jump).to_dict(),
-        }
-        for a, b in itertools.combinations(readings, 2)
+        "first_chunk": {aspect: bootstrap_mean(apart_PK[:, 0]).to_dict() for aspect, apart_PK in apart.items()},
+        "mean_of_chunks": {aspect: bootstrap_mean(apart_PK.mean(1)).to_dict() for aspect, apart_PK in apart.items()},
+        "jump": bootstrap_mean(b.jump - a.jump).to_dict(),
     }

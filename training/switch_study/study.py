@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def run(
         forwards, shown = sampled.forwards, shown or sampled.pixels
         old, new = (list(scenes) for scenes in zip(*pairs[part], strict=True))
         for name, pixels in sampled.pixels.items():
-            batches.setdefault(name, []).append(read_videos(pixels, new, classifier, **where))
+            batches.setdefault(name, []).append(read_videos(pixels, new, classifier, before=old, **where))
         own = read_videos(sampled.pixels[CONTROL], old, classifier, since=0, **where)
         batches.setdefault(_OWN, []).append(own)
         log.info("prompt switches: %d of %d pairs, %.0f s", part.stop, config.pairs, time.monotonic() - began)
@@ -133,6 +134,7 @@ def report(
     if not 0 <= example < min(config.pairs, config.batch):
         raise ValueError(f"the example must be of the first batch, 0 to {min(config.pairs, config.batch) - 1}")
     study = run(folder, config, file=file, overrides=overrides)
+    study.result["command"] = _command(folder, config, file, overrides or {})
     if json is not None:
         save_json(json, study.result)
     if pictures is not None:
@@ -148,6 +150,14 @@ def report(
         )
         log.info("%s: new %s, first chunk to last; jump %.2f pixels", name, shares, found["jump"]["value"])
     return study.result
+
+
+def _command(folder: Path, config: StudyConfig, file: str, overrides: dict[str, Any]) -> str:
+    """What repeats the study."""
+    sizes = {name: getattr(config, name) for name in ("pairs", "seed", "chunks", "switch_chunk", "batch")}
+    given = sizes | {"file": file} | {name: value for name, value in overrides.items() if value is not None}
+    options = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items()]
+    return " ".join(["python -m training switch-study", shlex.quote(str(folder)), *options])
 
 
 def _processor() -> str:
