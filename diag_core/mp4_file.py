@@ -21,7 +21,8 @@ class Mp4File:
     relative. At the end FFmpeg appends a moov of all frames, with chunk offsets from the beginning of the file, and
     turns the `free` box into an mdat that covers everything up to that moov: a few bytes that make the fragments an
     ordinary MP4. They are held back here until `finish` has moved the chunk offsets. So the file plays at every moment:
-    as fragments before those bytes (players pass over the second moov), as an ordinary MP4 after them.
+    as fragments before those bytes (players pass over the second moov), as an ordinary MP4 after them. FFmpeg also goes
+    back to fill in the sizes of boxes longer than its buffer, such as the moov of some minutes: that is done at once.
 
     Args:
         path: replaced if it is there.
@@ -35,21 +36,23 @@ class Mp4File:
         self._box = box
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by `close`
         self._position = self._written = 0  # as FFmpeg counts
-        self._ftyp_end = 0
+        self._ftyp_end = self._free_end = 0
         self._held: list[tuple[int, bytes]] = []
 
     def write(self, data: bytes) -> int:
         data = bytes(data)
         position, self._position = self._position, self._position + len(data)
-        if position < self._written:  # FFmpeg goes back for nothing but the conversion
-            self._held.append((self._moved(position), data))
-            return len(data)
-        if not position:
-            self._ftyp_end = _end_of_ftyp(data)
+        if not self._written:
+            self._ftyp_end, self._free_end = _begin(data)
             self._append(data[: self._ftyp_end] + self._box + data[self._ftyp_end :])
-        else:
+        elif position >= self._written:
             self._append(data)
-        self._written = self._position
+        elif position < self._free_end:  # the conversion
+            self._held.append((self._moved(position), data))
+        else:
+            self._file.seek(self._moved(position))
+            self._write(data)
+        self._written = max(self._written, self._position)
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -131,9 +134,16 @@ class Mp4File:
         return b"".join(parts)
 
 
-def _end_of_ftyp(data: bytes) -> int:
-    """Where the box at the beginning of the file ends. OSError when `data` does not hold it all, or it is another."""
-    box = next(read_boxes(data), None) if len(data) >= _MAX_BOX_HEADER else None
-    if box is None or box.kind != b"ftyp" or box.end > len(data):
+def _begin(data: bytes) -> tuple[int, int]:
+    """Where the box at the beginning of the file ends, and where the free ones behind it do.
+
+    OSError when `data` does not hold it all, or it is another.
+    """
+    ends: list[int] = []
+    for box in read_boxes(data) if len(data) >= _MAX_BOX_HEADER else ():
+        if box.kind != (b"free" if ends else b"ftyp") or box.end > len(data):
+            break
+        ends.append(box.end)
+    if not ends:
         raise OSError("this FFmpeg begins an MP4 in a way that is not known here")
-    return box.end
+    return ends[0], ends[-1]

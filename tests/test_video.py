@@ -105,6 +105,9 @@ def test_an_unfinished_video_never_bears_the_final_name(tmp_path: Path):
     assert path.read_bytes() == b"an older video"
     assert part_path(path).name == "a.part.mp4"
     assert len(decode(part_path(path))) == 9
+    # Where there was time to, it was completed, and can be sought in.
+    boxes = [box.kind for box in read_boxes(part_path(path).read_bytes())]
+    assert boxes == [b"ftyp", b"uuid", b"free", b"mdat", b"moov"]
 
 
 def test_a_killed_process_leaves_what_it_wrote(tmp_path: Path):
@@ -157,6 +160,28 @@ def test_the_mark_stands_in_the_header_and_changes_nothing_else(tmp_path: Path):
     (tmp_path / "behind.mp4").write_bytes(plain + mark)
     with av.open(str(tmp_path / "behind.mp4"), options={"export_xmp": "1"}) as container:
         assert container.metadata["xmp"] == generated_xmp(title="a <3>")
+
+
+def test_headers_longer_than_ffmpegs_buffer(tmp_path: Path):
+    """FFmpeg goes back to fill in the sizes of such boxes. That was once taken for the conversion, and a video of some
+    minutes could not be completed; a long timeline in the metadata made a part that did not play."""
+    still = colours(1)
+    with Mp4Writer(tmp_path / "a.mp4", 16, 48, 32, metadata={"timeline": "a long story " * 5000}) as writer:
+        writer.write(still.expand(-1, -1, 30, -1, -1))
+        (tmp_path / "killed.mp4").write_bytes(writer.part.read_bytes())
+        for _ in range(150):
+            writer.write(still.expand(-1, -1, 30, -1, -1))
+    assert len(decode(tmp_path / "killed.mp4")) >= 29
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.frames == writer.frames == 4530
+        assert len(json.loads(container.metadata["comment"])["timeline"]) == 65_000
+        container.seek(round(280 / stream.time_base), stream=stream)
+        assert 278 <= next(container.decode(stream)).time <= 280
+    data = (tmp_path / "a.mp4").read_bytes()
+    boxes = list(read_boxes(data))
+    assert [box.kind for box in boxes] == [b"ftyp", b"uuid", b"free", b"mdat", b"moov"]
+    assert boxes[-1].end - boxes[-1].start > 100_000
 
 
 def test_a_marked_video_is_sought_in(tmp_path: Path):
