@@ -120,7 +120,7 @@ os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 9
     assert os.listdir(tmp_path) == ["a.part.mp4"]
-    assert len(decode(tmp_path / "a.part.mp4")) >= 11  # the muxer holds one frame back
+    assert len(decode(tmp_path / "a.part.mp4")) == 12
     with av.open(str(tmp_path / "a.part.mp4")) as container:
         assert json.loads(container.metadata["comment"]) == {"seed": 3}
 
@@ -134,6 +134,20 @@ def write_video(path: Path, pixels: Tensor, **options: object) -> None:
 def noise(frames: int) -> Tensor:
     """Frames that are all different, and too much for FFmpeg's buffer: it writes fragments in pieces."""
     return torch.rand(1, 3, frames, 96, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_every_frame_is_in_the_part_after_a_write_and_stays_as_it_is(tmp_path: Path):
+    """The newest frame's fragment is written before FFmpeg writes it: the same bytes, so that no moment is without."""
+    frames, before = noise(40), b""
+    with Mp4Writer(tmp_path / "a.mp4", 16, 128, 96) as writer:
+        for count, part in enumerate(frames.split(1, dim=2), start=1):
+            writer.write(part)
+            now = writer.part.read_bytes()
+            assert now.startswith(before) and len(now) > len(before)
+            if count in (1, 2, 33, 40):
+                assert len(decode(writer.part)) == count
+            before = now
+    assert len(decode(tmp_path / "a.mp4")) == 40
 
 
 def test_the_mark_stands_in_the_header_and_changes_nothing_else(tmp_path: Path):
