@@ -41,10 +41,10 @@ class LiveTimeline(Timeline):
         now = super().at(start_frame, chunk_frames)
         return dataclasses.replace(now, key=tuple((index + self._dropped, weight) for index, weight in now.key))
 
-    def switch(self, start_frame: int, context: Tensor, chunk_frames: int) -> None:
+    def switch(self, start_frame: int, context: Tensor, chunk_frames: int, *, forget: bool = True) -> None:
         """`context` [B,L,D] from absolute latent frame `start_frame` on, where the next chunk starts.
 
-        Whatever was planned from there on is gone. Raises ValueError for a context that does not fit the others.
+        Whatever was planned from there on is gone, and unless `forget` is false, what shows no more. Raises ValueError for a context that does not fit the others.
         """
         if start_frame == 0:
             self._set(Timeline([(0, context)], self.blend_chunks).entries, self._dropped + len(self.entries))
@@ -53,7 +53,7 @@ class LiveTimeline(Timeline):
         shown = super().at(max(0, start_frame - chunk_frames), chunk_frames)
         # What a finished blend has replaced shows no more. Where blends never finish, a switch a chunk, what they add
         # up to takes their place.
-        if len(shown.key) == 1 or len(shown.key) > _MOST_LAYERS:
+        if forget and (len(shown.key) == 1 or len(shown.key) > _MOST_LAYERS):
             earlier, dropped = [(0, shown.context)], len(self.entries)
         grown = Timeline([*earlier, (start_frame, context)], self.blend_chunks)
         self._set(grown.entries, self._dropped + dropped)
@@ -81,6 +81,7 @@ class LivePrompts:
         encode: prompt -> context [B,L,D], on the model's device. Called in the thread that samples.
         prepared: prompts encoded before the video begins (`prepare`), which then take effect without delay; they can
             be asked for by their number, from 1.
+        keep_past: timelines keep all prompts that were shown, to record the video by; memory then grows with them.
         on_switch: called when a prompt has taken effect; on_error: when one could not be encoded. The video goes on
             with the prompt before it.
     """
@@ -90,11 +91,12 @@ class LivePrompts:
         encode: Callable[[str], Tensor],
         *,
         prepared: Iterable[str] = (),
+        keep_past: bool = False,
         on_switch: Callable[[Switch], None] = lambda _: None,
         on_error: Callable[[str, Exception], None] = lambda prompt, error: None,
     ) -> None:
         self.encode, self.on_switch, self.on_error = encode, on_switch, on_error
-        self.slots = tuple(prepared)
+        self.slots, self.keep_past = tuple(prepared), keep_past
         if len(self.slots) > MAX_PREPARED:
             raise ValueError(f"{len(self.slots)} prompts to encode beforehand; at most {MAX_PREPARED}")
         self.log: list[Switch] = []
@@ -137,7 +139,7 @@ class LivePrompts:
         try:
             context = self._context(prompt)
             for timeline in timelines:
-                timeline.switch(start_frame, context, chunk_frames)
+                timeline.switch(start_frame, context, chunk_frames, forget=not self.keep_past)
         except torch.OutOfMemoryError:
             raise
         except (ValueError, RuntimeError, OSError) as error:

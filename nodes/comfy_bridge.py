@@ -17,6 +17,7 @@ from ..diag_core.checkpoint import CheckpointSettings
 from ..diag_core.vae import VideoVAE, vae_from_state_dict
 
 SETTINGS_KEY = "diagdistill_settings"
+_VAE_KEY = "diagdistill_vae"
 DTYPES = ("default", "bf16", "fp16", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 
 _LATENT_FORMAT = comfy.latent_formats.Wan21()
@@ -143,3 +144,30 @@ def wan_vae_of(vae: Any, latent_shape: tuple[int, ...] | None = None) -> VideoVA
         raise ValueError(
             f"Streaming Decode takes a Wan 2.1 VAE or a tiny one (taew2_1), and this is another: {error}"
         ) from error
+
+
+def loaded_with(model: Any, vae: Any) -> Any:
+    """A clone of the MODEL that is never loaded without the VAE: one decodes while the other samples.
+
+    Raises ValueError for what is no VAE of Wan's. The Tiny VAE Loader's is not ComfyUI's to load.
+    """
+    if hasattr(vae, "on_device"):
+        return model
+    patcher = getattr(vae, "patcher", None)
+    if patcher is None:
+        raise ValueError("this is no VAE that decodes video; load a Wan 2.1 VAE with Load VAE, or use Tiny VAE Loader")
+    model = model.clone()
+    model.set_additional_models(_VAE_KEY, [patcher])
+    return model
+
+
+def decode_bytes(vae: Any, latent_shape: tuple[int, ...]) -> float:
+    """Memory to decode a piece [B,16,F,h,w] with a VAE of the graph."""
+    needed: float = vae.memory_used_decode(latent_shape, vae.vae_dtype)
+    return needed
+
+
+def unload_tiny(vae: Any) -> None:
+    """Takes a VAE of the Tiny VAE Loader off its device again; ComfyUI sees to others."""
+    if hasattr(vae, "offload"):
+        vae.offload()

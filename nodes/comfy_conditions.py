@@ -71,7 +71,7 @@ class Condition:
                 )
         if cond.get("cross_attn") is None:
             raise ValueError(f"the {role} conditioning holds no text; encode a prompt (an empty one will do)")
-        self.run, self.cond, self.uuid = run, cond, cond["uuid"]
+        self.run, self.cond, self.role, self.uuid = run, cond, role, cond["uuid"]
         # By itself, for commits: at every noise level.
         self.alone = {k: v for k, v in cond.items() if k not in ("timestep_start", "timestep_end", "default")}
         self.config, self.dtype, self.device = run.config, run.dtype, run.device

@@ -6,11 +6,12 @@ normalised (model space) inside the sampler's function and in the VAE's own spac
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,15 +24,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..diag_core import CacheConfig, ContextPolicy, SeededNoise, SwitchPolicy, Take, Timeline, WanConfig
-from ..diag_core.chunk_loop import Forward
+from ..diag_core import CacheConfig, ContextPolicy, SamplerState, SeededNoise, SwitchPolicy, Take, Timeline, WanConfig
+from ..diag_core.chunk_loop import Chunk, Forward
 from ..diag_core.geometry import chunk_spans, tokens_per_frame
+from ..diag_core.live import LivePrompts, LiveTimeline, Switch, follow
+from ..diag_core.pipeline import OnForward
 from ..diag_core.sampler import stream_branches
 from ..diag_core.settings import CheckpointSettings
 from . import comfy_bridge
 from .choice import SamplingChoice, describe
 from .comfy_conditions import KEY, Kept, StockRun
 from .comfy_model import check_model
+from .live import listening
 from .preview import Previewer
 from .prompt_timeline import TIMELINE_KEY
 from .record import EXTEND_KEY, RECORD_KEY, Record, splice
@@ -41,6 +45,34 @@ log = logging.getLogger(__name__)
 _PREPARE = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
 
 
+Chunks = Callable[[OnForward], Iterator[Chunk]]
+"""what is to be called after each forward -> the chunks of the video"""
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """A video that is handed out chunk by chunk and not kept.
+
+    Attributes:
+        latent_frames: of the video, which the latent that is sampled into does not tell.
+        memory: bytes that decoding takes beside sampling.
+        consume: (chunks, what shows a JPEG preview) -> None; runs through the chunks.
+    """
+
+    latent_frames: int
+    memory: float
+    consume: Callable[[Chunks, Callable[[Any], None]], None]
+
+
+@dataclass(frozen=True)
+class LiveInput:
+    """Where prompts come from while the video is sampled."""
+
+    clip: Any
+    slots: Sequence[str]
+    fps: float
+
+
 @dataclass
 class Job:
     """What one call of the sampler is asked beyond what ComfyUI hands it, and what it leaves behind.
@@ -48,14 +80,17 @@ class Job:
     Attributes:
         extends: how the first latent frames came about, where a video is extended.
         batch_index: of each sample, as a LATENT may carry it: sample i is drawn as number batch_index[i].
-        record, status: filled by the run.
+        record, status, switches: filled by the run; a streamed video leaves no record.
     """
 
     choice: SamplingChoice
     extends: Record | None = None
     batch_index: Sequence[int] | None = None
+    streaming: Streaming | None = None
+    live: LiveInput | None = None
     record: Record | None = None
     status: str = ""
+    switches: Sequence[Switch] = ()
 
 
 def make_sampler(choice: SamplingChoice) -> Any:
@@ -75,8 +110,10 @@ def sample_latent(
     *,
     seed: int,
     choice: SamplingChoice,
-) -> tuple[dict[str, Any], str]:
-    """MODEL, CONDITIONING and LATENT -> the sampled LATENT, and a line about how.
+    streaming: Streaming | None = None,
+    live: LiveInput | None = None,
+) -> tuple[dict[str, Any], Job]:
+    """MODEL, CONDITIONING and LATENT -> the sampled LATENT (of a streamed video, nothing of use), and how it was made.
 
     Raises:
         ValueError: inputs that do not fit each other or the model; says what to change.
@@ -90,10 +127,18 @@ def sample_latent(
             "the preset to custom and cfg to 1"
         )
     conditions = len(positive) + (len(negative or []) if settings.cfg != 1.0 else 0)
+    if not settings.causal and (streaming or live):
+        raise ValueError(
+            "this model makes the whole video at once: it can neither be streamed nor take prompts meanwhile; choose a "
+            "causal checkpoint"
+        )
     model = model.clone()
-    model.add_wrapper_with_key(_PREPARE, KEY, partial(_prepare_sampling, settings, config, conditions))
+    frames = samples.shape[2] if streaming is None else streaming.latent_frames
+    decoding = 0.0 if streaming is None else streaming.memory
+    prepare = partial(_prepare_sampling, settings, config, conditions, frames, decoding)
+    model.add_wrapper_with_key(_PREPARE, KEY, prepare)
     extends = latent.get(EXTEND_KEY)
-    job = Job(choice, extends, latent.get("batch_index"))
+    job = Job(choice, extends, latent.get("batch_index"), streaming, live)
     out = comfy.sample.sample_custom(
         model,
         torch.zeros_like(samples),  # the noise is drawn chunk by chunk
@@ -108,7 +153,7 @@ def sample_latent(
         seed=seed,
     )
     kept = {key: value for key, value in latent.items() if key != EXTEND_KEY}
-    return {**kept, "samples": out, RECORD_KEY: job.record}, job.status
+    return {**kept, "samples": out, RECORD_KEY: job.record}, job
 
 
 @dataclass(frozen=True)
@@ -144,6 +189,8 @@ def _prepare_sampling(
     settings: CheckpointSettings,
     config: WanConfig,
     conditions: int,
+    frames: int,
+    decoding: float,
     executor: Any,
     model: Any,
     noise_shape: Sequence[int],
@@ -151,16 +198,17 @@ def _prepare_sampling(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """PREPARE_SAMPLING wrapper: memory for one chunk and the KV cache, where ComfyUI would count the whole video.
+    """PREPARE_SAMPLING wrapper: memory for one chunk, the KV cache and decoding, where ComfyUI would count the video.
 
-    ComfyUI sizes memory by a latent's shape alone, so the cache is told as that many latent frames more.
+    ComfyUI sizes memory by a latent's shape alone, so all else is told as that many latent frames more.
     """
-    batch, channels, frames, height, width = noise_shape
+    batch, channels, _, height, width = noise_shape
     plan, base = _Plan.of(settings, frames), model.model
     dtype = base.manual_cast_dtype or base.get_dtype()
-    cache = plan.cache_bytes(settings, config, noise_shape, dtype, conditions)
+    whole = (batch, channels, frames, height, width)
+    more = plan.cache_bytes(settings, config, whole, dtype, conditions) + decoding
     one_frame = base.memory_required([batch, channels, 1, height, width])
-    shape = [batch, channels, plan.chunk_frames + math.ceil(cache / one_frame), height, width]
+    shape = [batch, channels, plan.chunk_frames + math.ceil(more / one_frame), height, width]
     return executor(model, shape, conds, *args, **kwargs)
 
 
@@ -183,7 +231,8 @@ def sample_video(
     settings = job.choice.resolve(comfy_bridge.settings_of(guider.model_patcher))
     began = time.monotonic()
     run = StockRun(guider, extra_args["model_options"], extra_args.get("seed"), causal=settings.causal)
-    batch, _, frames, height, width = x.shape
+    batch, channels, frames, height, width = x.shape
+    frames = frames if job.streaming is None else job.streaming.latent_frames
     plan = _Plan.of(settings, frames)
     timelines = [condition.timeline(plan.chunk_frames, batch) for condition in run.conditions]
     given, takes = _beginning(model_k, extra_args.get("denoise_mask"), run, plan, settings, job, frames)
@@ -194,49 +243,84 @@ def sample_video(
         ]
     for condition, timeline in zip(run.conditions, timelines, strict=True):
         condition.switches = len(timeline.entries) > 1
+    whole = (batch, channels, frames, height, width)
     comfy_bridge.free_memory(
-        plan.cache_bytes(settings, run.config, x.shape, run.dtype, len(timelines)), x.device, keep=guider.model_patcher
+        plan.cache_bytes(settings, run.config, whole, run.dtype, len(timelines)), x.device, keep=guider.model_patcher
     )
-    progress = _Progress(_count(settings, plan, frames, given, takes, timelines[0]), disable)
-    previewer = Previewer(settings.text_encoder, x.device)
-    out, taken = torch.empty_like(x, dtype=torch.float32), list(takes)
     switch = next((c.cond[TIMELINE_KEY].switch for c in run.conditions if TIMELINE_KEY in c.cond), SwitchPolicy())
     seed = int(extra_args.get("seed") or 0)
-    with warnings.catch_warnings(record=True) as said:
-        stream = stream_branches(
-            list(zip(run.conditions, timelines, strict=True)),
-            settings.diagonal_schedule(),
-            guide=run,
-            noise=SeededNoise(seed if job.batch_index is None else [seed + int(i) for i in job.batch_index]),
-            num_latent_frames=frames,
-            height=height,
-            width=width,
-            cache=plan.cache,
-            policy=plan.policy,
-            chunk_frames=plan.chunk_frames,
-            initial_latents=given,
-            step=settings.step,
-            switch=switch,
-            replay=takes,
-            on_forward=progress.forward,
-        )
-    for warning in said:
-        log.warning("Diagonal Sampler: %s", warning.message)
-    try:
-        for chunk in stream:
-            out[:, :, chunk.start_frame : chunk.start_frame + chunk.latents.shape[2]] = chunk.latents
-            if chunk.take is not None and chunk.steps:
-                taken.append(_on_cpu(chunk.take))
-            progress.picture(previewer.picture(chunk.latents))
-    finally:
-        progress.close()
-    if settings.causal:
+    progress = _Progress(_count(settings, plan, frames, given, takes, timelines[0]), disable)
+    previewer = Previewer(settings.text_encoder, x.device)
+    state = SamplerState()
+
+    def chunks(live: LivePrompts | None, on_forward: OnForward) -> Iterator[Chunk]:
+        def done(forward: Forward) -> None:
+            on_forward(forward)
+            progress.forward(forward)
+
+        if live is not None:
+            _make_live(run, timelines)
+        with warnings.catch_warnings(record=True) as said:
+            stream = stream_branches(
+                list(zip(run.conditions, timelines, strict=True)),
+                settings.diagonal_schedule(),
+                guide=run,
+                noise=SeededNoise(seed if job.batch_index is None else [seed + int(i) for i in job.batch_index]),
+                num_latent_frames=frames,
+                height=height,
+                width=width,
+                cache=plan.cache,
+                policy=plan.policy,
+                chunk_frames=plan.chunk_frames,
+                initial_latents=given,
+                step=settings.step,
+                switch=switch,
+                state=state,
+                replay=takes,
+                on_forward=done,
+            )
+        for warning in said:
+            log.warning("Diagonal Sampler: %s", warning.message)
+        if live is None:
+            return stream
+        lively = [t for t in timelines if isinstance(t, LiveTimeline)]
+        return follow(stream, live, lively, state, plan.chunk_frames)
+
+    out, taken = torch.empty_like(x, dtype=torch.float32), list(takes)
+    with contextlib.ExitStack() as stack:
+        stack.callback(progress.close)
+        live = None
+        if job.live is not None:
+            live = stack.enter_context(
+                listening(
+                    job.live.clip, job.live.slots, job.live.fps, guider.model_patcher, x.device,
+                    keep_past=job.streaming is None,
+                )
+            )  # fmt: skip
+            job.switches = live.log
+        if job.streaming is not None:
+            job.streaming.consume(partial(chunks, live), progress.picture)
+        else:
+            for chunk in chunks(live, lambda forward: None):
+                out[:, :, chunk.start_frame : chunk.start_frame + chunk.latents.shape[2]] = chunk.latents
+                if chunk.take is not None and chunk.steps:
+                    taken.append(_on_cpu(chunk.take))
+                progress.picture(previewer.picture(chunk.latents))
+    if settings.causal and job.streaming is None:
         on_cpu = tuple(timeline.to("cpu") for timeline in timelines)
         job.record = Record(plan.chunk_frames, frames, None if given is None else given.cpu(), tuple(taken), on_cpu)
-    chunks = -(-frames // plan.chunk_frames)
-    job.status = f"{describe(settings, chunks)} \u00b7 {time.monotonic() - began:.1f} s"
+    count = -(-frames // plan.chunk_frames)
+    job.status = f"{describe(settings, count)} \u00b7 {time.monotonic() - began:.1f} s"
     log.info("Diagonal Sampler: %s", job.status)
     return out
+
+
+def _make_live(run: StockRun, timelines: list[Timeline]) -> None:
+    """In place: the positive prompts can be changed from now on."""
+    for number, condition in enumerate(run.conditions):
+        if condition.role == "positive":
+            timelines[number] = LiveTimeline(timelines[number].entries, timelines[number].blend_chunks)
+            condition.switches = True  # what ComfyUI hands the model is the first prompt
 
 
 def _beginning(

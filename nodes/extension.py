@@ -11,7 +11,7 @@ from comfy_api.latest import ComfyExtension
 log = logging.getLogger(__name__)
 
 # One group a module with a list NODES. A group that cannot be imported must not take the others with it.
-GROUPS = ("model", "schedule", "timeline", "demo_text", "latents", "sampler", "decode")
+GROUPS = ("model", "schedule", "timeline", "demo_text", "latents", "sampler", "stream", "state", "decode")
 
 
 class DiagDistillExtension(ComfyExtension):

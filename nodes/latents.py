@@ -25,7 +25,7 @@ _CHANNELS = 16
 _SINGLE, _FILL = "single latent frame", "repeat to fill a chunk"
 
 
-def _size() -> list[Any]:
+def size_inputs() -> list[Any]:
     return [
         io.Int.Input(
             "width", default=832, min=16, max=MAX_SIZE, step=16,
@@ -42,8 +42,9 @@ _HOW_LONG = (
 _HOW_MUCH_LONGER = "What is added, in the unit below. 3 seconds are 48 pixel frames, 12 latent frames or 4 chunks."
 
 
-def _length(tooltip: str = _HOW_LONG) -> list[Any]:
-    return [
+def length_inputs(tooltip: str = _HOW_LONG, *, chunks: bool = True) -> list[Any]:
+    """`chunks` is false for a node that knows the size of a chunk otherwise."""
+    inputs = [
         io.Float.Input(
             "length",
             default=5.0,
@@ -62,6 +63,7 @@ def _length(tooltip: str = _HOW_LONG) -> list[Any]:
             tooltip="Latent frames of a chunk, as in the sampler; for lengths in chunks.",
         ),
     ]  # fmt: skip
+    return inputs if chunks else inputs[:-1]
 
 
 def _batch() -> Any:
@@ -80,7 +82,7 @@ class DiagDistillEmptyLatent(io.ComfyNode):
             display_name="Empty Diagonal Latent",
             category="DiagDistill",
             description="Size and length of a video to be sampled.",
-            inputs=[*_size(), *_length(), _batch()],
+            inputs=[*size_inputs(), *length_inputs(), _batch()],
             outputs=[
                 io.Latent.Output("latent", display_name="latent", tooltip="For the Diagonal Sampler."),
                 io.Int.Output(
@@ -127,8 +129,8 @@ class DiagDistillStartLatent(io.ComfyNode):
                     "image",
                     tooltip="One picture, or the pictures of a clip in order. Scaled and cropped to the size below.",
                 ),
-                *_size(),
-                *_length(),
+                *size_inputs(),
+                *length_inputs(),
                 io.Combo.Input(
                     "fill",
                     options=[_SINGLE, _FILL],
@@ -223,7 +225,7 @@ class DiagDistillExtend(io.ComfyNode):
             "same seed and settings it is the video of one longer run.",
             inputs=[
                 io.Latent.Input("latent", tooltip="From the Diagonal Sampler, unchanged."),
-                *_length(_HOW_MUCH_LONGER),
+                *length_inputs(_HOW_MUCH_LONGER),
             ],
             outputs=[
                 io.Latent.Output(

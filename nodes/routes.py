@@ -1,4 +1,4 @@
-"""HTTP routes of the editors: the notation of schedules and timelines has one home, in Python.
+"""HTTP routes of the editors, whose notation has one home, in Python; and of the live prompt.
 
 Nothing here reads or writes files, and what is sent is limited in size.
 """
@@ -14,6 +14,7 @@ from ..diag_core.diagonal_schedule import DEFAULT_SHIFT
 from ..diag_core.geometry import DEFAULT_FPS, seconds_at
 from ..diag_core.settings import PRESETS
 from ..diag_core.timeline_text import TimelineError, parse_timeline
+from .live import NotListening, say
 from .schedule_parts import CUSTOM, describe, parts_of, schedule_of
 
 MAX_TEXT = 100_000  # characters
@@ -92,6 +93,22 @@ def presets() -> dict[str, Any]:
     }
 
 
+def hear(body: str) -> tuple[int, dict[str, Any]]:
+    """{"prompt_id", "node_id", "prompt"} as JSON -> status, and {"prompt": as it will be shown} or {"error": ..}."""
+    try:
+        sent = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        return 400, {"error": f"no JSON: {error}"}
+    if not isinstance(sent, dict):
+        return 400, {"error": "an object with prompt_id, node_id and prompt is expected"}
+    try:
+        return 200, {"prompt": say(sent.get("prompt_id"), sent.get("node_id"), sent.get("prompt"))}
+    except NotListening as error:
+        return 409, {"error": str(error)}
+    except ValueError as error:
+        return 400, {"error": str(error)}
+
+
 async def read_body(request: Any) -> str | None:
     """The text of a request; None where it is longer than MAX_TEXT bytes, however it was sent."""
     data = b""
@@ -133,6 +150,14 @@ def register() -> None:
             return web.json_response({"error": f"no JSON: {error}"}, status=400)
         return web.json_response(write_schedule(lists))
 
+    async def answer_live(request: Any) -> Any:
+        body = await read_body(request)
+        if body is None:
+            return web.json_response({"error": f"more than {MAX_TEXT} characters"}, status=413)
+        status, answer = hear(body)
+        return web.json_response(answer, status=status)
+
+    routes.post("/diagdistill/live")(answer_live)
     routes.get("/diagdistill/schedule")(answering(read_schedule))
     routes.post("/diagdistill/schedule")(answer_lists)
     routes.get("/diagdistill/timeline")(answering(read_timeline))

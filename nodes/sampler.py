@@ -9,31 +9,59 @@ from comfy_api.latest import io
 
 from ..diag_core import DiagonalSchedule
 from ..diag_core.diagonal_schedule import DEFAULT_SHIFT
+from ..diag_core.geometry import DEFAULT_FPS
 from ..diag_core.settings import STEPS
 from .choice import CUSTOM, FROM_MODEL, PRESET_NAMES, SamplingChoice
-from .comfy_sampler import make_sampler, sample_latent
+from .comfy_sampler import LiveInput, make_sampler, sample_latent
 from .custom_types import SCHEDULE
+from .live import slots_of
 
 _ONLY_CUSTOM = " Counts with the preset 'custom', or when the model brings no settings of its own."
 
 
-def _preset() -> Any:
-    return io.Combo.Input(
-        "preset",
-        options=list(PRESET_NAMES),
-        default=FROM_MODEL,
-        tooltip="Where the settings below come from. 'from model': what the checkpoint itself says; if it says "
-        "nothing, the values below. 'custom': the values below. A name: the values of that family of checkpoints.",
+def preset_inputs() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "preset",
+            options=list(PRESET_NAMES),
+            default=FROM_MODEL,
+            tooltip="Where the settings below come from. 'from model': what the checkpoint itself says; if it says "
+            "nothing, the values below. 'custom': the values below. A name: the values of that family of checkpoints.",
+        ),
+        io.String.Input(
+            "schedule_text",
+            default="",
+            tooltip="Steps of each chunk, such as 4322222, '4 3 2*5' or '1000,750,100 | 1000,100'. Empty: the "
+            "preset's. A connected schedule goes first. More steps: cleaner and slower. Mind that 12 means 1 step, "
+            "then 2.",
+        ),
+    ]
+
+
+def seed_input() -> Any:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip="The same seed and settings give the same video; a longer video begins like a shorter one.",
     )
 
 
-def _schedule_text() -> Any:
-    return io.String.Input(
-        "schedule_text",
-        default="",
-        tooltip="Steps of each chunk, such as 4322222, '4 3 2*5' or '1000,750,100 | 1000,100'. Empty: the preset's. A "
-        "connected schedule goes first. More steps: cleaner and slower. Mind that 12 means 1 step, then 2.",
-    )
+def guidance_inputs() -> list[Any]:
+    return [
+        io.Float.Input(
+            "cfg",
+            default=1.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip="Guidance. Distilled models want 1, which needs no negative and is twice as fast." + _ONLY_CUSTOM,
+        ),
+        io.Conditioning.Input("negative", optional=True, tooltip="What to avoid. Needed only where cfg is not 1."),
+        _schedule(),
+    ]
 
 
 def _schedule() -> Any:
@@ -42,7 +70,7 @@ def _schedule() -> Any:
     )
 
 
-def _settings() -> list[Any]:
+def settings_inputs() -> list[Any]:
     """The widgets of `CheckpointSettings`, in the order that saved workflows rely on."""
     return [
         io.Float.Input(
@@ -110,7 +138,27 @@ def _settings() -> list[Any]:
     ]
 
 
-def _choice(
+def live_inputs() -> list[Any]:
+    """What a node needs that takes prompts while it samples; always the last inputs, as they came later."""
+    return [
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="Connect the text encoder to change the prompt while the video is being sampled: type into 'live "
+            "prompt' on the node. The next chunk takes it.",
+        ),
+        io.String.Input(
+            "live_prompts",
+            multiline=True,
+            default="",
+            optional=True,
+            tooltip="Prompts for the live box, one a line, encoded before the video begins so that they take effect at "
+            "once. Their buttons appear while it is sampled. Needs a CLIP.",
+        ),
+    ]
+
+
+def choice_of(
     preset: str, schedule_text: str, schedule: DiagonalSchedule | None, values: dict[str, Any]
 ) -> SamplingChoice:
     values = dict(values)
@@ -119,7 +167,7 @@ def _choice(
     return SamplingChoice(preset, schedule, schedule_text, values)
 
 
-class _Checked:
+class Checked:
     """What can be said of the settings' widgets before anything runs."""
 
     @classmethod
@@ -149,13 +197,13 @@ class _Checked:
                 DiagonalSchedule.parse(schedule_text, DEFAULT_SHIFT if shift is None else shift)
             if preset == CUSTOM and None not in values.values():
                 guided = {} if cfg is None else {"cfg": cfg}
-                _choice(preset, "", None, values | guided).resolve(None)
+                choice_of(preset, "", None, values | guided).resolve(None)
         except ValueError as error:
             return str(error)
         return True
 
 
-class DiagDistillSampler(_Checked, io.ComfyNode):
+class DiagDistillSampler(Checked, io.ComfyNode):
     """Samples a video latent chunk by chunk."""
 
     @classmethod
@@ -178,30 +226,11 @@ class DiagDistillSampler(_Checked, io.ComfyNode):
                     "that is no whole number of chunks is sampled to the next one and trimmed. Where its noise mask "
                     "is 0, it is kept as it is.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The same seed and settings give the same video; a longer video begins like a shorter one.",
-                ),
-                _preset(),
-                _schedule_text(),
-                *_settings(),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=0.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance. Distilled models want 1, which needs no negative and is twice as fast."
-                    + _ONLY_CUSTOM,
-                ),
-                io.Conditioning.Input(
-                    "negative", optional=True, tooltip="What to avoid. Needed only where cfg is not 1."
-                ),
-                _schedule(),
+                seed_input(),
+                *preset_inputs(),
+                *settings_inputs(),
+                *guidance_inputs(),
+                *live_inputs(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -223,14 +252,17 @@ class DiagDistillSampler(_Checked, io.ComfyNode):
         schedule_text: str,
         negative: Any = None,
         schedule: DiagonalSchedule | None = None,
+        clip: Any = None,
+        live_prompts: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
-        choice = _choice(preset, schedule_text, schedule, settings)
-        sampled, status = sample_latent(model, positive, negative, latent, seed=seed, choice=choice)
-        return io.NodeOutput(sampled, ui={"diagdistill": [status]})
+        choice = choice_of(preset, schedule_text, schedule, settings)
+        live = None if clip is None else LiveInput(clip, slots_of(live_prompts), DEFAULT_FPS)
+        sampled, job = sample_latent(model, positive, negative, latent, seed=seed, choice=choice, live=live)
+        return io.NodeOutput(sampled, ui={"diagdistill": [job.status]})
 
 
-class DiagDistillSamplerSelect(_Checked, io.ComfyNode):
+class DiagDistillSamplerSelect(Checked, io.ComfyNode):
     """The same as a SAMPLER, for SamplerCustomAdvanced: seed, guidance and conditions come from there."""
 
     @classmethod
@@ -240,7 +272,7 @@ class DiagDistillSamplerSelect(_Checked, io.ComfyNode):
             display_name="Diagonal Sampler Select",
             category="DiagDistill",
             description="Diagonal sampling as a SAMPLER, to be used with SamplerCustomAdvanced and its guiders.",
-            inputs=[_preset(), _schedule_text(), *_settings(), _schedule()],
+            inputs=[*preset_inputs(), *settings_inputs(), _schedule()],
             outputs=[
                 io.Sampler.Output("sampler", display_name="sampler", tooltip="For SamplerCustomAdvanced."),
                 io.Sigmas.Output(
@@ -260,7 +292,7 @@ class DiagDistillSamplerSelect(_Checked, io.ComfyNode):
         schedule: DiagonalSchedule | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        choice = _choice(preset, schedule_text, schedule, settings)
+        choice = choice_of(preset, schedule_text, schedule, settings)
         # Where the model's own settings count, they are not known yet; the sampler takes them, whatever is said here.
         first = choice.resolve(None).diagonal_schedule().sigmas(0)
         return io.NodeOutput(make_sampler(choice), torch.tensor([*first, 0.0]))

@@ -5,7 +5,7 @@ Legend: B batch, F latent frames, T pixel frames, H and W pixels, h and w latent
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,17 @@ class TinyVideoVAE:
         self.vae_dtype = comfy_bridge.vae_dtype(self.device)
         self.output_device = comfy_bridge.intermediate_device()
 
-    def make_room(self, pixel_frames: int, height: int, width: int) -> None:
-        """Frees memory for so many pixel frames at once; estimated from the layers that see whole pixels."""
+    def memory_used_decode(self, shape: Sequence[int], dtype: torch.dtype) -> float:
+        """Bytes to decode latents [B,16,F,h,w] at once, as ComfyUI's VAEs tell; estimated from the layers that see
+        whole pixels."""
         config = self.first_stage_model.config
         widest = max(config.encoder_width, config.decoder_widths[3]) / config.patch_size**2
-        needed = _LIVE_COPIES * widest * pixel_frames * height * width * self.vae_dtype.itemsize
+        batch, _, frames, rows, columns = shape
+        pixels = batch * _TIME_STRIDE * frames * rows * columns * self.first_stage_model.spatial_stride**2
+        return _LIVE_COPIES * widest * pixels * dtype.itemsize
+
+    def make_room(self, batch: int, latent_frames: int, rows: int, columns: int) -> None:
+        needed = self.memory_used_decode((batch, 16, latent_frames, rows, columns), self.vae_dtype)
         comfy_bridge.free_memory(needed, self.device)
 
     def on_device(self) -> VideoVAE:
@@ -79,8 +85,7 @@ class TinyVideoVAE:
     ) -> Tensor:
         """Normalised latents [B,16,F,h,w] -> pixels [B,T,H,W,3] in 0..1, `piece_frames` latent frames at a time."""
         batch, _, frames, rows, columns = latents.shape
-        stride = self.first_stage_model.spatial_stride
-        self.make_room(batch * min(piece_frames, frames) * _TIME_STRIDE, rows * stride, columns * stride)
+        self.make_room(batch, min(piece_frames, frames), rows, columns)
         try:
             return decode_in_pieces(
                 self.on_device(), latents, piece_frames, device=self.device, dtype=self.vae_dtype,
@@ -97,7 +102,9 @@ class TinyVideoVAE:
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Pixels [T,H,W,3] (one video) or [B,T,H,W,3] in 0..1 -> [B,16,F,h,w]; T and sizes are cropped to what fits."""
         pixels = to_pixels(pixel_samples, self.first_stage_model.spatial_stride)
-        self.make_room(pixels.shape[0] * pixels.shape[2], *pixels.shape[3:])
+        batch, _, frames, height, width = pixels.shape
+        stride = self.first_stage_model.spatial_stride
+        self.make_room(batch, -(-frames // _TIME_STRIDE), height // stride, width // stride)
         try:
             latents = self.on_device().encode(pixels.to(self.device, self.vae_dtype))
         finally:

@@ -53,6 +53,7 @@ class Run:
     previews: list[Preview] = field(default_factory=list)
     events: list[tuple[Any, ...]] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
+    live: list[dict[str, Any]] = field(default_factory=list)  # what became of live prompts
 
     def progress(self, node: str) -> list[tuple[int, int]]:
         return [event[2:] for event in self.events if event[0] == "progress" and event[1] == node]
@@ -144,6 +145,14 @@ class ComfyClient:
             assert not run.outcome, f"it was over before: {run}"
             self._next()
 
+    def wait_for_live(self, prompt_id: str, state: str) -> dict[str, Any]:
+        """Reads events until the pack has told of live prompts what it calls `state`."""
+        run = self._runs[prompt_id]
+        while not (told := [event for event in run.live if event["state"] == state]):
+            assert not run.outcome, f"it was over before: {run}"
+            self._next()
+        return told[-1]
+
     def drain(self) -> None:
         """Reads the events that have arrived."""
         self._socket.settimeout(0.2)
@@ -186,6 +195,8 @@ class ComfyClient:
         run = self._runs.setdefault(prompt_id, Run(prompt_id))
         if kind == "progress":
             run.events.append(("progress", data["node"], data["value"], data["max"]))
+        elif kind == "diagdistill.live":
+            run.live.append(data)
         elif kind == "execution_cached":
             run.cached = data["nodes"]
         elif kind in ("execution_success", "execution_error", "execution_interrupted"):

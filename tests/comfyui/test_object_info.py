@@ -16,6 +16,9 @@ NODES = {
     "DiagDistillExtend": "Extend Video",
     "DiagDistillSampler": "Diagonal Sampler",
     "DiagDistillSamplerSelect": "Diagonal Sampler Select",
+    "DiagDistillStream": "Diagonal Stream",
+    "DiagDistillSaveState": "Save Video State",
+    "DiagDistillLoadState": "Load Video State",
     "DiagDistillTinyVAELoader": "Tiny VAE Loader",
     "DiagDistillStreamingDecode": "Streaming Decode",
 }
