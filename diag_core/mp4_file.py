@@ -35,7 +35,7 @@ class Mp4File:
     def __init__(self, path: Path, box: bytes = b"") -> None:
         self._box = box
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by `close`
-        self._position = self._written = 0  # as FFmpeg counts
+        self._position = self._written = self._shown = 0  # as FFmpeg counts
         self._ftyp_end = self._free_end = 0
         self._held: list[tuple[int, bytes]] = []
 
@@ -44,9 +44,7 @@ class Mp4File:
         position, self._position = self._position, self._position + len(data)
         if not self._written:
             self._ftyp_end, self._free_end = _begin(data)
-            self._append(data[: self._ftyp_end] + self._box + data[self._ftyp_end :])
-        elif position >= self._written:
-            self._append(data)
+            self._write(data[: self._ftyp_end] + self._box + data[self._ftyp_end :])
         elif position < self._free_end:  # the conversion
             self._held.append((self._moved(position), data))
         else:
@@ -69,6 +67,12 @@ class Mp4File:
     def writable(self) -> bool:
         return True
 
+    def show(self, data: bytes) -> None:
+        """Put `data` behind what FFmpeg has written so far, which writes over it as soon as it goes on."""
+        self._shown = self._written
+        self._file.seek(self._moved(self._written))
+        self._write(data)
+
     def finish(self) -> None:
         """Complete the conversion, if FFmpeg has asked for it, and close the file; nothing when it is closed already.
 
@@ -80,6 +84,8 @@ class Mp4File:
         if self._file.closed:
             return
         with self._file:
+            if self._shown < self._written:  # else nothing has come in place of it
+                self._file.truncate(self._moved(self._written))
             held, self._held = self._held, []
             if held:
                 self._convert(held)
@@ -113,10 +119,6 @@ class Mp4File:
     def _moved(self, position: int) -> int:
         """FFmpeg's position in our file."""
         return position if position < self._ftyp_end else position + len(self._box)
-
-    def _append(self, data: bytes) -> None:
-        self._file.seek(0, os.SEEK_END)
-        self._write(data)
 
     def _write(self, data: bytes) -> None:
         # An unbuffered file may take less than it is given.

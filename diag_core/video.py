@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .mp4_file import Mp4File
+from .mp4_fragment import FRAGMENTED, fragment_of
 from .provenance import PNG_KEYWORD, generated_xmp, xmp_box
 from .safetensors_file import replacing
 
@@ -30,9 +31,9 @@ _BT709 = 1  # FFmpeg's number for it as colour space, primaries and transfer
 _LIMITED_RANGE = 1
 _CRF = 17  # constant quality of x264; hard to tell from the original
 _SECONDS_BETWEEN_KEYFRAMES = 2
-# A fragment a frame is on disk as soon as it is encoded, so that a killed process leaves a file that plays; closing the
-# file makes an ordinary, seekable MP4 of it.
-_MOVFLAGS = "hybrid_fragmented+frag_every_frame+empty_moov+default_base_moof"
+# A fragment a frame, so that a killed process leaves a file that plays. Closing the file makes an ordinary MP4 of it,
+# which can be sought in.
+_MOVFLAGS = f"{FRAGMENTED}+hybrid_fragmented"
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
@@ -140,6 +141,8 @@ class Mp4Writer:
     def write(self, pixels: Tensor) -> None:
         """Append frames: float [1,3,T,H,W] in -1..1 (clamped), or uint8 [T,H,W,3], on any device.
 
+        Afterwards they are all in the part: a process killed then leaves every one of them.
+
         Raises:
             ValueError: another shape or size. Nothing is written then.
             OSError: the file cannot be written.
@@ -149,14 +152,19 @@ class Mp4Writer:
             raise ValueError(
                 f"{self.path}: frames are {frames.shape[2]}x{frames.shape[1]}, the video is {self.width}x{self.height}"
             )
+        packets: list[Any] = []
         for frame in frames.cpu().contiguous().numpy():
             picture = self._av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
             )
             picture.pts = self.frames
             with self._naming():
-                self._container.mux(self._stream.encode(picture))
+                packets = self._stream.encode(picture)
+                self._container.mux(packets)
             self.frames += 1
+        for packet in packets:  # the last frame's, which FFmpeg holds back until the next one comes
+            with self._naming():
+                self._file.show(fragment_of(self._av, packet, self._stream, self.frames))
 
     def close(self) -> None:
         """Complete the video and give it its name. ValueError when it has no frames."""
