@@ -1,7 +1,7 @@
 """The mark that says a file was made by a model: an XMP packet, and the MP4 box that carries it.
 
-The mark is IPTC's digital source type `trainedAlgorithmicMedia`, which platforms and archives read, and which the
-codes of practice on generated media name. Anybody can remove it: it informs, a signature (c2pa_signing.py) proves.
+The mark is IPTC's digital source type `trainedAlgorithmicMedia`. Anybody can remove it: it informs; a signature
+(c2pa_signing.py) proves.
 Sources: IPTC Photo Metadata Standard (Digital Source Type); Adobe, XMP specification part 1 (the packet) and part 3
 (where each kind of file has it).
 """
