@@ -14,7 +14,6 @@ from ..diag_core.settings import STEPS
 from .choice import CUSTOM, FROM_MODEL, PRESET_NAMES, SamplingChoice
 from .comfy_sampler import LiveInput, make_sampler, sample_latent
 from .custom_types import SCHEDULE
-from .live import slots_of
 
 _ONLY_CUSTOM = " Counts with the preset 'custom', or when the model brings no settings of its own."
 
@@ -138,24 +137,14 @@ def settings_inputs() -> list[Any]:
     ]
 
 
-def live_inputs() -> list[Any]:
-    """What a node needs that takes prompts while it samples; always the last inputs, as they came later."""
-    return [
-        io.Clip.Input(
-            "clip",
-            optional=True,
-            tooltip="Connect the text encoder to change the prompt while the video is being sampled: type into 'live "
-            "prompt' on the node. The next chunk takes it.",
-        ),
-        io.String.Input(
-            "live_prompts",
-            multiline=True,
-            default="",
-            optional=True,
-            tooltip="Prompts for the live box, one a line, encoded before the video begins so that they take effect at "
-            "once. Their buttons appear while it is sampled. Needs a CLIP.",
-        ),
-    ]
+def clip_input() -> Any:
+    """What a node needs that takes prompts while it samples."""
+    return io.Clip.Input(
+        "clip",
+        optional=True,
+        tooltip="Connect the text encoder to change the prompt while the video is being sampled: type into the live "
+        "prompt on the node. The next chunk takes it.",
+    )
 
 
 def choice_of(
@@ -230,7 +219,7 @@ class DiagDistillSampler(Checked, io.ComfyNode):
                 *preset_inputs(),
                 *settings_inputs(),
                 *guidance_inputs(),
-                *live_inputs(),
+                clip_input(),
             ],
             outputs=[
                 io.Latent.Output(
@@ -253,11 +242,10 @@ class DiagDistillSampler(Checked, io.ComfyNode):
         negative: Any = None,
         schedule: DiagonalSchedule | None = None,
         clip: Any = None,
-        live_prompts: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
         choice = choice_of(preset, schedule_text, schedule, settings)
-        live = None if clip is None else LiveInput(clip, slots_of(live_prompts), DEFAULT_FPS)
+        live = None if clip is None else LiveInput(clip, (), DEFAULT_FPS)
         sampled, job = sample_latent(model, positive, negative, latent, seed=seed, choice=choice, live=live)
         return io.NodeOutput(sampled, ui={"diagdistill": [job.status]})
 

@@ -18,7 +18,7 @@ from .files import first_fault
 from .latents import length_inputs, size_inputs
 from .length import latent_length, size_fault
 from .live import slots_of
-from .sampler import Checked, choice_of, guidance_inputs, live_inputs, preset_inputs, seed_input, settings_inputs
+from .sampler import Checked, choice_of, clip_input, guidance_inputs, preset_inputs, seed_input, settings_inputs
 from .video_file import NewFile, tags, write_video
 
 _CHANNELS = 16
@@ -62,7 +62,15 @@ class DiagDistillStream(Checked, io.ComfyNode):
                     tooltip="Size, length and beginning of the video instead of the fields above: from Start Image "
                     "Latent, Extend Video or Load Video State.",
                 ),
-                *live_inputs(),
+                clip_input(),
+                io.String.Input(
+                    "live_prompts",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="Prompts for the live box, one a line, encoded before the video begins so that they take "
+                    "effect at once. Their buttons appear while it is sampled. Needs a CLIP.",
+                ),
             ],
             outputs=[
                 io.Video.Output("video", display_name="video", tooltip="The file, for any node that takes a video."),

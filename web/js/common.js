@@ -5,6 +5,7 @@ import { api } from "/scripts/api.js";
 const MAX_URL = 7000; // the server refuses request lines beyond 8190 bytes
 const MAX_ANSWERS = 200;
 const answers = new Map();
+const orphans = new Map(); // elements of removed nodes, and whose place they had
 
 export function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
@@ -125,7 +126,26 @@ export function placeElement(node, name, element, { minHeight, onDraw }) {
   });
   widget.serialize = false; // options.serialize speaks of the prompt, this of the saved workflow
   passToCanvas(element);
+  keepInPlace(node, name, element);
   return widget;
+}
+
+/**
+ * Where nodes are HTML themselves ("Nodes 2.0"), an element is put in its place once, and the one of a node that undo
+ * or another workflow has replaced would stay there. So the new node's takes its place.
+ */
+function keepInPlace(node, name, element) {
+  const key = () => `${node.id} ${name}`;
+  const settle = () => {
+    for (const old of orphans.keys()) if (!old.isConnected) orphans.delete(old);
+    if (element.isConnected || !node.graph || node.graph !== app.canvas?.graph) return;
+    for (const [old, place] of orphans) if (place === key()) old.replaceWith(element);
+  };
+  after(node, "onRemoved", () => orphans.set(element, key()));
+  after(node, "onAdded", () => {
+    orphans.delete(element);
+    for (const delay of [0, 100, 500]) setTimeout(settle, delay); // how soon the nodes are drawn is not told
+  });
 }
 
 /** Zooming with the wheel and panning with the middle button go on over an editor. */
@@ -158,6 +178,7 @@ export function showWidget(node, name, shown) {
   const widget = widgetOf(node, name);
   if (!widget || !!widget.hidden === !shown) return;
   widget.hidden = !shown;
+  if (widget.options) widget.options.hidden = !shown; // what nodes of HTML look at, in some front ends
   const place = { configurable: true, enumerable: true };
   if (shown) {
     delete widget.computeSize;

@@ -1,11 +1,11 @@
-// Diagonal Sampler and Diagonal Sampler Select: which settings count, what they are, and what the last run did.
+// Diagonal Sampler, its Select and Diagonal Stream: which settings count, what they are, and what the last run did.
 import { app } from "/scripts/app.js";
 import {
   after, ask, isLinked, make, onWidgetChange, placeElement, short, t, trueTimestep, valuesOf, widgetOf,
 } from "./common.js";
 import "./style.js";
 
-const NODES = ["DiagDistillSampler", "DiagDistillSamplerSelect"];
+const NODES = ["DiagDistillSampler", "DiagDistillSamplerSelect", "DiagDistillStream"];
 const SETTINGS = ["shift", "kv_noise", "reuse_last_step", "window", "sink", "positions", "chunk_frames", "step", "cfg"];
 const [FROM_MODEL, CUSTOM] = ["from model", "custom"];
 const LINE = 16;

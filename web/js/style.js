@@ -71,6 +71,15 @@ const STYLE = `
 .ddx-status { gap: 0; line-height: 16px; font-size: 11px; color: var(--ddx-dim); user-select: text; }
 .ddx-status div { flex: none; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .ddx-status .ddx-result { color: var(--ddx-text); white-space: normal; flex: 0 1 auto; overflow: hidden auto; }
+.ddx-live input {
+  flex: 1; min-width: 0; box-sizing: border-box; border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px;
+  padding: 3px 6px; font: inherit; color: var(--ddx-text); background: var(--comfy-input-bg, #222); outline: none;
+}
+.ddx-live input:focus { border-color: var(--ddx-accent); }
+.ddx-live input:disabled { opacity: 0.6; }
+.ddx-live .ddx-bar { align-items: center; }
+.ddx-live .ddx-slots { flex-wrap: wrap; }
+.ddx-live .ddx-slots .ddx-button { max-width: 100%; overflow: hidden; text-overflow: ellipsis; }
 `;
 
 const element = document.createElement("style");

@@ -32,6 +32,12 @@ const WORDS = {
     fromPreset: "Settings of {name}; choose custom to change them.",
     custom: "The settings above count.",
     kvNoise: "KV noise {n}: true timestep {m}",
+    live: "Live prompt",
+    liveIdle: "Run the graph: what you type then is shown from the next chunk on.",
+    liveReady: "What the video shows from the next chunk on",
+    liveSend: "Send",
+    liveSent: "From the next chunk on: {prompt}",
+    liveShown: "From {at} s: {prompt} (after {wait} s)",
   },
   zh: {
     forwards: "{n} 次前向",
@@ -63,6 +69,12 @@ const WORDS = {
     fromPreset: "{name} 的设置。选择 custom 即可修改。",
     custom: "以上面的设置为准。",
     kvNoise: "KV 噪声 {n}：真实时间步 {m}",
+    live: "实时提示词",
+    liveIdle: "运行工作流后在此输入，从下一块起生效。",
+    liveReady: "从下一块起的画面内容",
+    liveSend: "发送",
+    liveSent: "从下一块起：{prompt}",
+    liveShown: "从 {at} 秒起：{prompt}（等待 {wait} 秒）",
   },
 };
 

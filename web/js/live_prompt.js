@@ -1,0 +1,97 @@
+// The live prompt on Diagonal Sampler and Diagonal Stream: what is typed while the video is sampled.
+import { app } from "/scripts/app.js";
+import { api } from "/scripts/api.js";
+import { after, growToFit, make, placeElement, send, showWidget, t, widgetOf } from "./common.js";
+import "./style.js";
+
+const NODES = ["DiagDistillSampler", "DiagDistillStream"];
+const BAR = 24;
+let running = null; // { prompt_id, node, slots } of the node that takes prompts now
+
+function hasClip(node) {
+  return node.inputs?.some((input) => input.name === "clip" && input.link != null);
+}
+
+class LivePrompt {
+  constructor(node) {
+    this.node = node;
+    this.input = make("input", { type: "text", "aria-label": t("live") });
+    this.button = make("button", { class: "ddx-button", text: t("liveSend"), onclick: () => this.say(this.input.value) });
+    this.slots = make("div", { class: "ddx-bar ddx-slots" });
+    this.told = make("div", { class: "ddx-dim ddx-grow" });
+    this.element = make("div", { class: "ddx ddx-live" }, make("div", { class: "ddx-bar" }, this.input, this.button), this.slots, this.told);
+    this.input.addEventListener("keydown", (event) => {
+      event.stopPropagation(); // the front end's shortcuts are letters too
+      if (event.key === "Enter") this.say(this.input.value);
+    });
+    this.widget = placeElement(node, "diagdistill_live", this.element, { minHeight: () => this.height() });
+    this.widget.options.getMaxHeight = () => this.height();
+    after(node, "onConfigure", () => this.show());
+    after(node, "onConnectionsChange", () => this.show());
+    this.show();
+  }
+
+  /** The number of lines of slots is not known before they are drawn; a button a line is enough room. */
+  height() {
+    return hasClip(this.node) ? 2 * BAR + BAR * this.slots.childElementCount : -4;
+  }
+
+  get mine() {
+    return running && String(running.node) === String(this.node.id) ? running : null;
+  }
+
+  show() {
+    const shown = hasClip(this.node);
+    this.element.style.display = shown ? "" : "none";
+    this.widget.hidden = !shown;
+    showWidget(this.node, "live_prompts", shown);
+    const listening = this.mine;
+    this.input.disabled = this.button.disabled = !listening;
+    this.input.placeholder = t(listening ? "liveReady" : "liveIdle");
+    this.slots.replaceChildren(
+      ...(listening?.slots ?? []).map((prompt, index) =>
+        make("button", { class: "ddx-button", text: `${index + 1}  ${prompt}`, title: prompt, onclick: () => this.say(prompt) }),
+      ),
+    );
+    if (shown) growToFit(this.node);
+  }
+
+  async say(prompt) {
+    if (!this.mine || !prompt.trim()) return;
+    const { prompt_id } = running;
+    const answer = await send("live", { prompt_id, node_id: String(this.node.id), prompt });
+    if (!answer.error) this.input.value = "";
+    this.tell(answer.error ?? t("liveSent", { prompt: answer.prompt }), !!answer.error);
+  }
+
+  tell(text, failed = false) {
+    this.told.textContent = this.told.title = text;
+    this.told.className = failed ? "ddx-error ddx-grow" : "ddx-dim ddx-grow";
+  }
+
+  hear(event) {
+    if (event.state === "switched") {
+      const values = { at: event.seconds.toFixed(2), wait: event.waited.toFixed(1), prompt: event.prompt };
+      this.tell(t("liveShown", values));
+    } else if (event.state === "failed") {
+      this.tell(event.error, true);
+    } else {
+      if (event.state === "listening") this.tell("");
+      this.show();
+    }
+  }
+}
+
+api.addEventListener("diagdistill.live", ({ detail }) => {
+  if (detail.state === "listening") running = detail;
+  if (detail.state === "ended") running = null;
+  app.graph?.getNodeById?.(detail.node)?.diagdistillLive?.hear(detail);
+});
+
+app.registerExtension({
+  name: "DiagDistill.LivePrompt",
+  nodeCreated(node) {
+    if (!NODES.includes(node.comfyClass) || !node.addDOMWidget || !widgetOf(node, "preset")) return;
+    node.diagdistillLive = new LivePrompt(node);
+  },
+});
