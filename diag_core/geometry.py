@@ -75,6 +75,22 @@ def latent_frames_for(seconds: float, fps: float = DEFAULT_FPS) -> int:
     return latent_frames(max(1, pixel_frame_at(seconds, fps)))
 
 
+def usable_pixel_frames(count: int, chunk_frames: int, most: int | None = None) -> int:
+    """How many of `count` pictures become given latent frames: a multiple of the chunk, or one more.
+
+    Where some must go, whole chunks are left: models were trained on those, and a first latent frame that stands alone
+    is strange to them.
+
+    Args:
+        most: latent frames at most, such as the window's; at least one chunk is left.
+    """
+    latents = (count - 1) // TIME_STRIDE + 1
+    if most is not None and latents > most:
+        latents = max(chunk_frames, most - most % chunk_frames)
+    rest = latents % chunk_frames
+    return pixel_frames(latents if rest in (0, 1) else max(1, latents - rest))
+
+
 def latent_size(height: int, width: int) -> tuple[int, int]:
     """Pixel height and width -> latent ones. Both must be multiples of 16 (8 pixels a cell, 2 cells a token)."""
     step = PIXEL_STRIDE * SPATIAL_PATCH

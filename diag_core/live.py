@@ -44,7 +44,9 @@ class LiveTimeline(Timeline):
     def switch(self, start_frame: int, context: Tensor, chunk_frames: int, *, forget: bool = True) -> None:
         """`context` [B,L,D] from absolute latent frame `start_frame` on, where the next chunk starts.
 
-        Whatever was planned from there on is gone, and unless `forget` is false, what shows no more. Raises ValueError for a context that does not fit the others.
+        Whatever was planned from there on is gone, and unless `forget` is false, what shows no more.
+
+        Raises ValueError for a context that does not fit the others.
         """
         if start_frame == 0:
             self._set(Timeline([(0, context)], self.blend_chunks).entries, self._dropped + len(self.entries))

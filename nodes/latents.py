@@ -13,10 +13,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..diag_core.geometry import DEFAULT_FPS, latent_size, pixel_frames
+from ..diag_core.geometry import DEFAULT_FPS, latent_size, pixel_frames, usable_pixel_frames
 from . import comfy_bridge
 from .files import choice_fault, first_fault
-from .length import MAX_SIZE, UNITS, latent_length, size_fault, usable_pixel_frames
+from .length import MAX_SIZE, UNITS, latent_length, size_fault
 from .record import EXTEND_KEY, RECORD_KEY
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..diag_core.geometry import latent_frames, latent_frames_for, latent_size, pixel_frames
+from ..diag_core.geometry import latent_frames, latent_frames_for, latent_size
 
 UNITS = ("seconds", "pixel frames", "latent frames", "chunks")
 MAX_LATENT_FRAMES = 100_000
@@ -56,14 +56,3 @@ def size_fault(width: int | None, height: int | None, length: float | None, unit
     except ValueError as error:
         return str(error)
     return True
-
-
-def usable_pixel_frames(count: int, chunk_frames: int) -> int:
-    """How many of `count` pictures become given latent frames: a multiple of the chunk, or one more.
-
-    Where some must go, whole chunks are left: models were trained on those, and a first latent frame that stands alone
-    is strange to them.
-    """
-    latents = (count - 1) // 4 + 1
-    rest = latents % chunk_frames
-    return pixel_frames(latents if rest in (0, 1) else max(1, latents - rest))

@@ -107,3 +107,23 @@ def test_impossible_sizes_are_refused(call):
 def test_a_wrong_size_is_told_what_to_use():
     with pytest.raises(ValueError, match="height must be a multiple of 16 pixels, got 481; use 480 or 496"):
         g.latent_size(481, 832)
+
+
+@pytest.mark.parametrize(
+    ("count", "used"), [(1, 1), (8, 1), (9, 9), (12, 9), (13, 13), (17, 9), (20, 9), (21, 21), (25, 25), (30, 21)]
+)
+def test_a_clip_that_does_not_fit_is_cut_to_whole_chunks(count, used):
+    assert g.usable_pixel_frames(count, 3) == used
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 2, 3, 5])
+def test_what_is_used_can_be_given_and_less_than_a_chunk_is_lost(chunk_frames):
+    for count in range(1, 60):
+        used = g.usable_pixel_frames(count, chunk_frames)
+        assert 1 <= used <= count and (used - 1) % 4 == 0
+        g.given_spans(g.latent_frames(used), chunk_frames)  # raises where it cannot
+        assert count - used < 4 * chunk_frames
+
+
+def test_no_more_latent_frames_than_fit_are_used():
+    assert [g.usable_pixel_frames(200, 3, most) for most in (2, 3, 12, 13, 60, None)] == [9, 9, 45, 45, 189, 189]

@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--negative", dest="negative_prompt", metavar="TEXT", help="what to keep out, with --cfg")
     group.add_argument("--image", type=Path, metavar="FILE", help="image (PNG, JPEG) to begin with")
     group.add_argument(
+        "--video", type=Path, metavar="FILE", help="video to go on from: its last frames, as many as the window sees"
+    )
+    group.add_argument(
         "--image-mode",
         choices=("frame", "repeat"),
         default="frame",

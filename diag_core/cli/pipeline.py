@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from ..sinks import FrameSink
 from ..state import SamplerState
 from ..timeline import Timeline
 from ..vae import TinyVAE, WanVAE
-from ..video import fit_image, read_image
+from ..video import fit_image
 from .interactive import Console
 from .request import VideoRequest
 from .saved import Recording
@@ -51,16 +50,18 @@ class Progress:
         return self.pixel_frames / self.seconds if self.seconds else 0.0
 
 
-def image_latents(path: Path, vae: WanVAE | TinyVAE, request: VideoRequest, device: torch.device) -> Tensor:
-    """The image, cropped to the video's size, as its first `given_frames` latent frames.
+def start_latents(pictures: Tensor, vae: WanVAE | TinyVAE, request: VideoRequest, device: torch.device) -> Tensor:
+    """What a video begins with, as its first `given_frames` latent frames.
 
-    Raises:
-        ValueError: it is no image. OSError: it cannot be read.
+    Args:
+        pictures: uint8 [T,H,W,3], of which the last count; cropped to the video's size. A single one is repeated where
+            they are fewer than so many latent frames take.
     """
-    pixels = fit_image(read_image(path), request.width, request.height)
-    repeated = pixels.expand(-1, -1, pixel_frames(request.given_frames), -1, -1)
+    count = pixel_frames(request.given_frames)
+    fitted = [fit_image(picture, request.width, request.height) for picture in pictures[-count:]]
+    pixels = torch.cat(fitted, dim=2).expand(-1, -1, count, -1, -1)
     with torch.no_grad():
-        return vae.encode(repeated.to(device)).float()
+        return vae.encode(pixels.to(device)).float()
 
 
 def make_video(

@@ -13,10 +13,11 @@ import torch
 from ..attention import attention_backend
 from ..checkpoint import read_settings
 from ..config import SwitchPolicy
-from ..geometry import DEFAULT_FPS, latent_frames_for, pixel_frames
+from ..geometry import DEFAULT_FPS, latent_frames, latent_frames_for, pixel_frames, usable_pixel_frames
 from ..live import MAX_PREPARED
 from ..settings import CheckpointSettings
 from ..timeline_text import TimelineEntry, TimelineError, parse_timeline
+from ..video import read_video
 from .outputs import check_writable, output_paths
 from .request import VideoRequest
 from .saved import latents_path, read_request
@@ -49,8 +50,8 @@ class Plan:
     device: torch.device
     dtype: torch.dtype
     image: Path | None
-    repeat_image: bool
-    """the image fills a chunk instead of one latent frame"""
+    video: Path | None
+    """whose last frames the video goes on from"""
     save_state: Path | None
     resume: Path | None
     png: bool
@@ -88,8 +89,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
     _check_interactive(options, requests)
     if (options.save_state or resume) and len(requests) > 1:
         raise ValueError(f"--save-state and --resume are for one video; these options make {len(requests)}")
-    if resume and options.image:
-        raise ValueError("--image begins a video, --resume goes on with one: leave one of the two out")
+    if sum(bool(given) for given in (resume, options.image, options.video)) > 1:
+        raise ValueError("--image and --video begin a video, --resume goes on with one: leave all but one of them out")
     _check_files(options)
     return Plan(
         requests=tuple(requests),
@@ -105,7 +106,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         device=device,
         dtype=getattr(torch, dtype or ("float32" if device.type == "cpu" else "bfloat16")),
         image=options.image,
-        repeat_image=options.image_mode == "repeat",
+        video=options.video,
         save_state=options.save_state,
         resume=resume,
         png=options.png,
@@ -168,7 +169,7 @@ def _check_interactive(options: argparse.Namespace, requests: list[VideoRequest]
 
 
 def _check_files(options: argparse.Namespace) -> None:
-    for name in ("lora", "image"):
+    for name in ("lora", "image", "video"):
         path = getattr(options, name)
         if path is not None and not path.exists():
             raise ValueError(f"--{name} {path}: there is no such file")
@@ -231,6 +232,9 @@ def _requests(
     given_frames = before.given_frames if before else 0
     if options.image:
         given_frames = settings.chunk_frames if options.image_mode == "repeat" else 1
+    if options.video:
+        count = len(read_video(options.video))
+        given_frames = latent_frames(usable_pixel_frames(count, settings.chunk_frames, settings.window_frames))
     first_seed = options.seed if options.seed is not None else before.seed if before else 0
     return [
         VideoRequest(

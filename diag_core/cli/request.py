@@ -37,7 +37,7 @@ class VideoRequest:
     fps: float
     pixel_frames: int
     given_frames: int = 0
-    """latent frames that are there already: those of an image"""
+    """latent frames that are there already: those of an image or a video"""
     blend_chunks: int = 0
     switch: SwitchPolicy = dataclasses.field(default_factory=SwitchPolicy)
 
@@ -47,7 +47,7 @@ class VideoRequest:
         latent_size(self.height, self.width)
         check_video_size(self.width, self.height)
         if not self.settings.causal and (len(self.entries) > 1 or self.given_frames):
-            what = "a timeline with several prompts" if len(self.entries) > 1 else "an image to start from"
+            what = "a timeline with several prompts" if len(self.entries) > 1 else "an image or a video to start from"
             raise ValueError(
                 f"this model makes the whole video at once and cannot take {what}; choose a causal checkpoint, or "
                 "--preset diagdistill"

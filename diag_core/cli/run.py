@@ -13,11 +13,11 @@ from ..safetensors_file import replacing
 from ..sinks import FrameSink, PngSequence
 from ..text import TextEncoder
 from ..timeline_text import format_timeline
-from ..video import Mp4Writer
+from ..video import Mp4Writer, read_image, read_video
 from .interactive import Console, live_prompts
 from .interrupt import deferred_interrupt
 from .models import demo_encoder, encode, load_model, load_vae, umt5_encoder
-from .pipeline import Progress, image_latents, make_video
+from .pipeline import Progress, make_video, start_latents
 from .plan import Plan
 from .progress import ProgressBar
 from .request import VideoRequest
@@ -70,7 +70,10 @@ def _run(plan: Plan) -> int:
         encoder = demo_encoder(loaded)
         embeddings = encode(encoder, prompts)
     vae = load_vae(plan.vae, dtype=plan.dtype, device=plan.device)
-    initial = image_latents(plan.image, vae, plan.requests[0], plan.device) if plan.image else None
+    initial = None
+    if plan.image or plan.video:
+        pictures = read_image(plan.image)[None] if plan.image else read_video(plan.video)
+        initial = start_latents(pictures, vae, plan.requests[0], plan.device)
 
     with deferred_interrupt() as check:
         for request, out in zip(plan.requests, plan.outputs, strict=True):

@@ -160,6 +160,20 @@ def test_an_image_begins_the_video(generate):
     assert not torch.equal(decode("r.mp4")[9:], decode("frame.mp4")[9:])
 
 
+def test_a_video_goes_on_from_the_last_frames_of_another(generate):
+    assert generate("--prompt", "a 1", "--seed", 3, "--frames", 61, "--out", "a.mp4").code == 0
+    result = generate("--prompt", "a 2", "--video", "a.mp4", "--frames", 81, "--out", "b.mp4")
+    assert result.code == 0, result.err
+    assert "45 of the pixel frames given" in result.out  # 12 latent frames, the window
+    vae, last = random_vae(), decode("a.mp4")[-45:]
+    pixels = last.permute(3, 0, 1, 2)[None] / 127.5 - 1
+    assert torch.equal(decode("b.mp4")[:45], written("expected.mp4", vae.decode(vae.encode(pixels))))
+    assert len(decode("b.mp4")) == 81
+    too_short = generate("--prompt", "a 2", "--video", "a.mp4", "--frames", 9, "--out", "c.mp4")
+    assert too_short.code == 2 and "12 given latent frames count too" in too_short.err
+    assert generate("--prompt", "a 2", "--video", "i.png", "--out", "c.mp4").code == 2
+
+
 def test_the_same_seed_gives_the_same_video(generate):
     for name, seed in (("a.mp4", 3), ("b.mp4", 3), ("c.mp4", 4)):
         assert generate("--prompt", "a 1", "--seed", seed, "--out", name).code == 0

@@ -83,7 +83,7 @@ def test_a_new_prompt_from_where_it_stopped(generate, whole):
         ((), "holds 9 latent frames already: ask for more"),
         (("--frames", 57, "--schedule", "3"), "the state is of a video with another schedule"),
         (("--frames", 57, "--size", "16x16"), "the state is of a video with another size"),
-        (("--frames", 57, "--image", "i.png"), "leave one of the two out"),
+        (("--frames", 57, "--image", "i.png"), "leave all but one of them out"),
         (("--frames", 57, "--count", 2), "these options make 2"),
     ],
 )

@@ -45,8 +45,10 @@ class FrontEnd:
     def open_template(self, name: str) -> None:
         """Opens an example workflow from the template browser, as a user does."""
         self.page.get_by_role("button", name="Templates").first.click()
+        # Its list of packs is inside what this finds, or beside it: that differs between front ends.
         browser = self.page.get_by_test_id("template-workflows-content")
-        browser.get_by_text("ComfyUI-DiagDistill").first.click()
+        browser.wait_for()
+        self.page.get_by_role("dialog").get_by_text("ComfyUI-DiagDistill").first.click()
         browser.get_by_test_id(f"template-workflow-{name}").click()
         browser.wait_for(state="hidden")
         self.page.wait_for_timeout(800)  # the editors ask the server what to draw

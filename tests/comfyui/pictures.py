@@ -48,7 +48,10 @@ PROMPTS = {
     ],
     "Long video": ["a cyan 0 moves up slowly and bounces, on a maroon ground"],
     "SamplerCustomAdvanced": ["a orange 2 moves left fast and bounces, on a forest ground", ""],
+    "Stream with live prompts": [],
+    "Save and go on": [],
 }
+DEMOS = ("Demo on CPU", "Stream with live prompts", "Save and go on")
 TEXTS = ("CLIPTextEncode", "DiagDistillPromptTimeline")
 SAMPLERS = ("DiagDistillSampler", "DiagDistillSamplerSelect")
 
@@ -101,7 +104,7 @@ def thumbnails(server: ComfyServer) -> None:
     info = client.get_json("object_info")
     for name, texts in PROMPTS.items():
         prompt = to_prompt(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")), info)
-        if name != "Demo on CPU":
+        if name not in DEMOS:
             prompt = on_the_demo(prompt, texts, "start.png")
         frames = video_frames(client.view(saved_video(client.succeed(prompt))))
         if name == "Demo on CPU":  # its first picture begins the video from a picture

@@ -21,7 +21,10 @@ NAMES = (
     "Image to video and extend",
     "Long video",
     "SamplerCustomAdvanced",
+    "Stream with live prompts",
+    "Save and go on",
 )
+SAMPLERS = ("DiagDistillSampler", "SamplerCustomAdvanced", "DiagDistillStream")
 SIZE = 64  # pixels
 SHORTER = 0.4  # 7.5 s become 3 s, which still holds the timeline's first switch
 
@@ -112,7 +115,7 @@ def test_the_demo_runs_as_it_is(client, object_info):
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_it_runs(client, object_info, name):
     prompt = small(to_prompt(workflow(name), object_info))
-    samplers = [i for i, n in prompt.items() if n["class_type"] in ("DiagDistillSampler", "SamplerCustomAdvanced")]
+    samplers = [i for i, n in prompt.items() if n["class_type"] in SAMPLERS]
     run = client.succeed(prompt)
     assert {preview.node for preview in run.previews} == set(samplers)
     seconds = sum(node["inputs"]["length"] for node in prompt.values() if "length" in node["inputs"])

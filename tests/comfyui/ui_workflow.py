@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NOTES = {"Note", "MarkdownNote"}
+_MUTED = 2
 
 
 def to_prompt(workflow: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,7 +19,7 @@ def to_prompt(workflow: Mapping[str, Any], info: Mapping[str, Any]) -> dict[str,
     prompt = {}
     for node in workflow["nodes"]:
         kind = node["type"]
-        if kind in NOTES:
+        if kind in NOTES or node.get("mode") == _MUTED:
             continue
         if kind not in info:
             raise ValueError(f"there is no node {kind}")

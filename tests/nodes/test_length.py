@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-from diagdistill_pack.diag_core.geometry import given_spans, latent_frames
+from diagdistill_pack.diag_core.geometry import latent_frames
 from diagdistill_pack.nodes.length import (
     MAX_LATENT_FRAMES,
     MAX_SIZE,
     UNITS,
     latent_length,
     size_fault,
-    usable_pixel_frames,
 )
 
 
@@ -87,19 +86,3 @@ def test_sizes_and_lengths_that_can_be():
 def test_sizes_and_lengths_that_cannot_be(width, height, length, unit, said):
     fault = size_fault(width, height, length, unit)
     assert isinstance(fault, str) and said in fault
-
-
-@pytest.mark.parametrize(
-    ("count", "used"), [(1, 1), (8, 1), (9, 9), (12, 9), (13, 13), (17, 9), (20, 9), (21, 21), (25, 25), (30, 21)]
-)
-def test_a_clip_that_does_not_fit_is_cut_to_whole_chunks(count, used):
-    assert usable_pixel_frames(count, 3) == used
-
-
-@pytest.mark.parametrize("chunk_frames", [1, 2, 3, 5])
-def test_what_is_used_can_be_given_and_less_than_a_chunk_is_lost(chunk_frames):
-    for count in range(1, 60):
-        used = usable_pixel_frames(count, chunk_frames)
-        assert 1 <= used <= count and (used - 1) % 4 == 0
-        given_spans(latent_frames(used), chunk_frames)  # raises where it cannot
-        assert count - used < 4 * chunk_frames
