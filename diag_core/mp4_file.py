@@ -36,16 +36,16 @@ class Mp4File:
         self._box = box
         self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by `close`
         self._position = self._written = self._shown = 0  # as FFmpeg counts
-        self._ftyp_end = self._free_end = 0
+        self._ftyp_end = 0
         self._held: list[tuple[int, bytes]] = []
 
     def write(self, data: bytes) -> int:
         data = bytes(data)
         position, self._position = self._position, self._position + len(data)
         if not self._written:
-            self._ftyp_end, self._free_end = _begin(data)
+            self._ftyp_end = _end_of_ftyp(data)
             self._write(data[: self._ftyp_end] + self._box + data[self._ftyp_end :])
-        elif position < self._free_end:  # the conversion
+        elif position < min(self._written, self._ftyp_end + _MAX_BOX_HEADER):  # the conversion: mdat over free
             self._held.append((self._moved(position), data))
         else:
             self._file.seek(self._moved(position))
@@ -136,16 +136,9 @@ class Mp4File:
         return b"".join(parts)
 
 
-def _begin(data: bytes) -> tuple[int, int]:
-    """Where the box at the beginning of the file ends, and where the free ones behind it do.
-
-    OSError when `data` does not hold it all, or it is another.
-    """
-    ends: list[int] = []
-    for box in read_boxes(data) if len(data) >= _MAX_BOX_HEADER else ():
-        if box.kind != (b"free" if ends else b"ftyp") or box.end > len(data):
-            break
-        ends.append(box.end)
-    if not ends:
+def _end_of_ftyp(data: bytes) -> int:
+    """Where the box at the beginning of the file ends. OSError when `data` does not hold it all, or it is another."""
+    box = next(read_boxes(data), None) if len(data) >= _MAX_BOX_HEADER else None
+    if box is None or box.kind != b"ftyp" or box.end > len(data):
         raise OSError("this FFmpeg begins an MP4 in a way that is not known here")
-    return ends[0], ends[-1]
+    return box.end

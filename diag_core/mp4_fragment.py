@@ -29,6 +29,8 @@ def fragment_of(av: Any, packet: Any, stream: Any, number: int) -> bytes:
     with av.open(file, "w", format="mp4", options={"movflags": FRAGMENTED}) as container:
         alone = container.add_stream_from_template(stream)
         own, packet.stream = packet.stream, alone
+        # Older FFmpegs leave it to the next packet.
+        packet.duration = packet.duration or round(1 / (stream.average_rate * packet.time_base))
         container.mux(packet)
         packet.stream = own
     data = file.getvalue()
