@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import torch
 
 _T = TypeVar("_T")
+_PATIENCE = 0.05  # seconds
 
 
 class Stopped(Exception):
@@ -56,7 +57,9 @@ class _Exchange(Generic[_T]):
     def get(self) -> _T:
         """The next item. StopIteration at the end, or the source's own error."""
         with self.changed:
-            self.changed.wait_for(lambda: self.items or self.ended)
+            # Not in one go: the main thread hears of Ctrl-C between two waits, on Windows only then.
+            while not self.changed.wait_for(lambda: self.items or self.ended, timeout=_PATIENCE):
+                pass
             if self.items:
                 item = self.items.popleft()
                 self.changed.notify_all()
