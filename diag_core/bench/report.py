@@ -25,7 +25,7 @@ def video_report(rig: Rig, result: VideoResult) -> dict[str, Any]:
     frames = setting.pixel_frames * setting.batch
     seconds = {name: getattr(result, name) for name in ("dit", "decode", "together", "first_frame")}
     return {
-        **_common(rig, "video"),
+        **header(rig, "video"),
         "warm_up": {"excluded": True, "videos": result.warm_up_videos, "seconds": round(result.warm_up_seconds, 6)},
         "runs": len(result.dit.values),
         "enough_runs": len(result.dit.values) >= ENOUGH_RUNS,
@@ -45,7 +45,7 @@ def long_report(rig: Rig, result: LongResult) -> dict[str, Any]:
     late_dit = Spread(result.dit[-LATE:])
     late_decode = None if result.decode is None else Spread(result.decode[-LATE:])
     return {
-        **_common(rig, "long"),
+        **header(rig, "long"),
         "warm_up": {"excluded": True, "chunks": EARLY.start, "seconds": round(sum(result.together[: EARLY.start]), 6)},
         "chunks": len(result.dit),
         "seconds_of_all_chunks": round(sum(result.together), 6),
@@ -53,8 +53,8 @@ def long_report(rig: Rig, result: LongResult) -> dict[str, Any]:
         "decode_included": result.decode is not None,
         "first_frame_seconds": _rounded(result.first_frame),
         "seconds_of_a_chunk": {
-            "early": {"chunks": [EARLY.start, EARLY.stop], **_must_spread(result.early)},
-            "late": {"chunks": [len(result.dit) - LATE, len(result.dit)], **_must_spread(result.late)},
+            "early": {"chunks": [EARLY.start, EARLY.stop], **spread_values(result.early)},
+            "late": {"chunks": [len(result.dit) - LATE, len(result.dit)], **spread_values(result.late)},
             "late_over_early": round(result.ratio, 4),
             "late_dit": _spread(late_dit),
             "late_decode": _spread(late_decode),
@@ -155,7 +155,8 @@ def long_table(report: dict[str, Any]) -> str:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def _common(rig: Rig, mode: str) -> dict[str, Any]:
+def header(rig: Rig, mode: str) -> dict[str, Any]:
+    """What any measurement of a rig depends on: date, machine, setting."""
     return {
         "format": "diagdistill-bench-1",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -187,6 +188,7 @@ def _setting(rig: Rig, setting: BenchSetting) -> dict[str, Any]:
         "kv_noise": setting.kv_noise if setting.commit == "noised" else None,
         "window_frames": setting.cache.window_frames,
         "sink_frames": setting.cache.sink_frames,
+        "positions": setting.cache.positions,
         "precision": setting.dtype,
         "attention": setting.attention,
         "attention_kernels": rig.attention_kernels(),
@@ -206,7 +208,7 @@ def _work(work: Work, dit_seconds: float) -> dict[str, Any]:
     }
 
 
-def _must_spread(spread: Spread) -> dict[str, Any]:
+def spread_values(spread: Spread) -> dict[str, Any]:
     return {"median": round(spread.median, 6), "min": round(spread.min, 6), "max": round(spread.max, 6)}
 
 
@@ -214,7 +216,7 @@ def _spread(spread: Spread | None, *, values: bool = False) -> dict[str, Any] | 
     if spread is None:
         return None
     all_values = {"values": [round(value, 6) for value in spread.values]} if values else {}
-    return {**_must_spread(spread), **all_values}
+    return {**spread_values(spread), **all_values}
 
 
 def _rounded(value: float | None) -> float | None:
