@@ -112,10 +112,13 @@ class FrontEnd:
         self.page.mouse.move(5, SIZE["height"] - 5)
         self.page.screenshot(path=str(path), clip=box)
 
+    def start(self) -> None:
+        self.page.get_by_test_id("queue-button").get_by_role("button").first.click()
+
     def run(self) -> None:
         """Presses the button and waits until what it started is over."""
         before = self._finished()
-        self.page.get_by_test_id("queue-button").get_by_role("button").first.click()
+        self.start()
         end = time.monotonic() + _MS / 1000
         while self._finished() == before:
             assert time.monotonic() < end, "it does not end"

@@ -175,3 +175,29 @@ def test_a_new_user_opens_the_demo_runs_it_and_sees_a_playing_video(tab, tmp_pat
     tab.picture(tmp_path / "demo.png")
     picture = np.asarray(Image.open(tmp_path / "demo.png").convert("RGB"))
     assert picture.shape[0] > 400 and picture.std() > 10
+
+
+def test_a_prompt_typed_while_the_video_is_made_changes_it(tab, tmp_path):
+    tab.open_template("Stream with live prompts")
+    tab.show(["DiagDistillStream"])
+    typed, told = tab.page.locator(".ddx-live input"), tab.page.locator(".ddx-live .ddx-grow").last
+    assert typed.is_disabled() and "Run the graph" in typed.get_attribute("placeholder")
+    tab.start()
+    tab.page.wait_for_function("() => !document.querySelector('.ddx-live input').disabled")
+    slots = tab.page.locator(".ddx-slots .ddx-button")
+    assert slots.count() == 3
+    typed.fill("a white 8 moves left fast and bounces, on a navy ground")
+    typed.press("Enter")
+    tab.page.wait_for_function("() => document.querySelector('.ddx-live').innerText.includes('s: a white 8')")
+    slots.nth(1).click()
+    tab.page.wait_for_function("() => document.querySelector('.ddx-live').innerText.includes('s: a green 5')")
+    assert typed.input_value() == "" and "(after " in told.inner_text()
+    tab.picture(tmp_path / "live.png", ["DiagDistillStream"])
+    tab.page.evaluate("async () => { await fetch('/api/interrupt', { method: 'POST' }) }")
+    tab.page.wait_for_function("() => document.querySelector('.ddx-live input').disabled")
+
+
+def test_the_live_prompt_shows_only_where_a_clip_is_connected(tab):
+    tab.open_template("Demo on CPU")
+    tab.show(["DiagDistillSampler"])
+    assert not tab.page.locator(".ddx-live").first.is_visible()
