@@ -42,8 +42,8 @@ def _switch() -> list[Any]:
             options=list(_RECACHE),
             default="chunks",
             tooltip="What a switch does to the memory of earlier chunks. 'chunks' and 'joint' recompute it under the "
-            "new prompt (one by one, or at once as LongLive does): the video follows faster. 'off' leaves it: it "
-            "follows slower, and the motion jumps less.",
+            "new prompt (one by one, or at once as LongLive does, whose model was trained that way); 'off' leaves it "
+            "as it is. The demo follows no better for it.",
         ),
         io.Boolean.Input(
             "recache_sink",
