@@ -70,10 +70,8 @@ def _run(plan: Plan) -> int:
         encoder = demo_encoder(loaded)
         embeddings = encode(encoder, prompts)
     vae = load_vae(plan.vae, dtype=plan.dtype, device=plan.device)
-    initial = None
-    if plan.image or plan.video:
-        pictures = read_image(plan.image)[None] if plan.image else read_video(plan.video)
-        initial = start_latents(pictures, vae, plan.requests[0], plan.device)
+    pictures = read_image(plan.image)[None] if plan.image else read_video(plan.video) if plan.video else None
+    initial = None if pictures is None else start_latents(pictures, vae, plan.requests[0], plan.device)
 
     with deferred_interrupt() as check:
         for request, out in zip(plan.requests, plan.outputs, strict=True):

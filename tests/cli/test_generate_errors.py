@@ -62,7 +62,7 @@ def early(monkeypatch):
         ((*PROMPT, "--vae", "none.pth"), "--vae none.pth: there is no such file"),
         ((*PROMPT, "--lora", "none"), "--lora none: there is no such file"),
         ((*PROMPT, "--image", "none.png"), "--image none.png: there is no such file"),
-        ((*PROMPT, "--image", "i.png", "--image-mode", "repeat", "--preset", "wan"), "an image or a video to start from"),
+        ((*PROMPT, "--image", "i.png", "--image-mode", "repeat", "--preset", "wan"), "a video to start from"),
         (("--timeline", "0s: a 1; 1s: a 2", "--preset", "wan"), "a timeline with several prompts"),
         ((*PROMPT, "--attention", "flash3"), "attention back end 'flash3' is not available here"),
         ((*PROMPT, "--device", "tpu9"), "--device tpu9: there is no such device"),

@@ -76,8 +76,10 @@ class Batch:
 def draw_sigmas(
     recipe: FlowMatchingRecipe, batch: int, positions: Sequence[int], generator: torch.Generator
 ) -> Tensor:
-    """Noise levels [B,F] in 0..1 of the latent frames at `positions`: one a chunk in a share `chunk_noise` of the batch,
-    one a video in the rest."""
+    """Noise levels [B,F] in 0..1 of the latent frames at `positions`.
+
+    A share `chunk_noise` of the batch has one a chunk, the rest one a video.
+    """
     chunk_F = torch.tensor(positions) // _CHUNK_FRAMES
     logits = torch.randn(batch, int(chunk_F.max()) + 1, generator=generator).mul(recipe.spread)
     alike = torch.randperm(batch, generator=generator)[round(recipe.chunk_noise * batch) :]
