@@ -31,12 +31,14 @@ __all__ = [
     "PRESETS",
     "WAN_NEGATIVE_PROMPT",
     "CheckpointError",
+    "CheckpointHeader",
     "CheckpointSettings",
     "LoadedCheckpoint",
     "LoadedTensors",
     "convert",
     "load_dit",
     "load_tensors",
+    "read_header",
     "read_settings",
     "save_dit",
 ]
@@ -68,6 +70,16 @@ class LoadedTensors:
     tensors: dict[str, Tensor]
     config: WanConfig
     settings: CheckpointSettings | None
+
+
+@dataclass(frozen=True)
+class CheckpointHeader:
+    """What a checkpoint is, before any weight is read. `dtype` is that of most weights."""
+
+    config: WanConfig
+    settings: CheckpointSettings | None
+    parameters: int
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,14 @@ def read_settings(path: str | Path) -> CheckpointSettings | None:
     weights = open_weights(path)
     with _naming(path):
         return _settings(weights, _metadata(weights))
+
+
+def read_header(path: str | Path, *, lora: str | Path | None = None, which: str | None = None) -> CheckpointHeader:
+    """Sizes and settings from a file's description alone, all checked; arguments and errors as `load_dit`."""
+    source = _open(path, dtype=None, lora=lora, lora_strength=1.0, which=which)
+    parameters = sum(torch.Size(spec.shape).numel() for spec in source.specs.values())
+    dtype = next(iter(source.specs.values())).dtype
+    return CheckpointHeader(source.config, source.settings, parameters, dtype)
 
 
 def save_dit(

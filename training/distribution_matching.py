@@ -21,9 +21,11 @@ class NoiseLaw:
     """Levels at which videos are noised for the scores and for the critic."""
 
     shift: float = 5.0
+    """of the levels, drawn uniformly before it"""
     lowest: float = 20.0
     """timestep, 0..1000 after the shift"""
     highest: float = 980.0
+    """timestep, likewise"""
 
     def __post_init__(self) -> None:
         if not self.shift > 0:

@@ -56,11 +56,13 @@ class OdePairsRecipe:
     shards: int = 16
     """files, each whole or absent"""
     pairs_a_shard: int = 64
+    """trajectories of each file"""
     batch: int = 16
     """videos at a time"""
     steps: int = 50
     """Euler steps of a trajectory, uniform before the shift"""
     shift: float = 5.0
+    """of those steps"""
     cfg: float = 6.0
     """guidance; 1 is none"""
     negative_prompt: str = ""
@@ -101,11 +103,15 @@ class OdeInitRecipe(LoopRecipe):
     """The causal student learns to jump from any stored point of a trajectory to its end."""
 
     steps: int = 3000
+    """iterations"""
     batch: int = 16
+    """videos of an update"""
     learning_rate: float = 2e-6
+    """after the warm-up"""
     warmup_steps: int = 20
     """iterations over which the learning rate rises from 0"""
     weight_decay: float = 0.01
+    """of AdamW"""
     clip: float = 10.0
     """largest gradient norm"""
     ema: float = 0.99
@@ -117,6 +123,7 @@ class OdeInitRecipe(LoopRecipe):
     sink_frames: int = 3
     """of which the first ones that always stay"""
     chunk_frames: int = 3
+    """latent frames denoised together"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,6 +148,7 @@ class DistilRecipe(LoopRecipe):
     sink_frames: int = 3
     """of which the first ones that always stay"""
     chunk_frames: int = 3
+    """latent frames denoised together"""
     steps: int = 2000
     """critic updates"""
     generator_every: int = 5
@@ -160,11 +168,13 @@ class DistilRecipe(LoopRecipe):
     learning_rate: float = 2e-6
     """of the generator"""
     critic_learning_rate: float = 4e-7
+    """of the critic"""
     warmup_steps: int = 0
     """updates over which either learning rate rises from 0"""
     betas: tuple[float, float] = (0.0, 0.999)
     """of both AdamW optimizers"""
     weight_decay: float = 0.01
+    """of AdamW"""
     clip: float = 10.0
     """largest gradient norm, of both"""
     ema: float = 0.99
