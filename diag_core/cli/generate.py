@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options left out are None where the checkpoint, or a saved video, has a say."""
     from ..attention import NAMES
     from ..settings import PRESETS, STEPS
+    from .outputs import LAYOUTS
 
     group = parser.add_argument_group("prompt")
     group.add_argument(
@@ -60,9 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fps", type=values.number, metavar="N", help="pixel frames a second (default: 16)")
     group.add_argument("--seed", type=values.count, metavar="N", help="same seed, same video (default: 0)")
     group.add_argument(
-        "--count", type=values.positive, default=1, metavar="N", help="videos of each prompt, from seed on (default: 1)"
+        "--count", type=values.positive, metavar="N", help="videos of each prompt, from seed on (default: 1)"
     )
     group.add_argument("--out", metavar="FILE", help="MP4 to write, or a folder/ to put it in (default: outputs/)")
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="vbench: name videos '{prompt}-{index}.mp4', 5 of each prompt unless --count is given; those that are "
+        "there already are not made again",
+    )
     group.add_argument("--png", action="store_true", help="write a folder of PNG files instead of an MP4")
     group.add_argument("--overwrite", action="store_true", help="replace files instead of numbering new ones")
     group.add_argument(

@@ -11,7 +11,10 @@ from ..video import part_path
 from .request import VideoRequest
 
 FOLDER = Path("outputs")
+LAYOUTS = ("vbench",)
+VBENCH_COUNT = 5  # videos of each prompt that VBench looks for
 _SLUG_LENGTH = 48
+_NAME_BYTES = 255  # of a file, on the usual file systems
 
 
 def output_paths(
@@ -46,6 +49,33 @@ def output_paths(
     for path in wanted:
         paths.append(_free(path, paths, overwrite))
     return paths
+
+
+def vbench_paths(out: str | None, requests: Sequence[VideoRequest], count: int) -> list[Path]:
+    """`{prompt}-{index}.mp4` for each video, as VBench's scripts look for them; index counts a prompt's videos from 0.
+
+    Args:
+        out: the folder; None is `outputs`.
+        count: videos of each prompt, which follow each other in `requests`.
+
+    Raises:
+        ValueError: a file instead of a folder, or a prompt that no file can be named after, or is there twice.
+        OSError: a folder that cannot be written to. Nothing is created here.
+    """
+    folder = FOLDER if out is None else Path(out)
+    if folder.suffix.lower() == ".mp4" or folder.is_file():
+        raise ValueError(f"--out {out}: with --layout vbench, give a folder")
+    check_writable(folder)
+    names = [f"{request.prompt_text()}-{number % count}.mp4" for number, request in enumerate(requests)]
+    for name in names:
+        if "/" in name or "\0" in name or (os.sep != "/" and re.search(r'[<>:"\\|?*]', name)):
+            raise ValueError(f"--layout vbench: no file can be named {name!r}; leave out this prompt")
+        if len(part_path(Path(name)).name.encode()) > _NAME_BYTES:
+            raise ValueError(f"--layout vbench: the prompt {name[:40]!r}.. is too long for the name of a file")
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise ValueError(f"--layout vbench: {twice!r} would be made twice; give each prompt once")
+    return [folder / name for name in names]
 
 
 def _free(path: Path, taken: Sequence[Path], overwrite: bool) -> Path:

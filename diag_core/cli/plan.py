@@ -18,7 +18,7 @@ from ..live import MAX_PREPARED
 from ..settings import CheckpointSettings
 from ..timeline_text import TimelineEntry, TimelineError, parse_timeline
 from ..video import read_video
-from .outputs import check_writable, output_paths
+from .outputs import VBENCH_COUNT, check_writable, output_paths, vbench_paths
 from .request import VideoRequest
 from .saved import latents_path, read_request
 from .settings import CHUNKWISE, OPTIONS, Resolved, resolve
@@ -85,7 +85,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         stored, options.preset, given, name=str(checkpoint), stored_by="saved video" if before else "checkpoint"
     )
     requests = _requests(options, resolved.settings, before)
-    outputs = output_paths(options.out, requests, overwrite=options.overwrite, png=options.png)
+    requests, outputs, kept = _outputs(options, requests)
     _check_interactive(options, requests)
     if (options.save_state or resume) and len(requests) > 1:
         raise ValueError(f"--save-state and --resume are for one video; these options make {len(requests)}")
@@ -114,8 +114,30 @@ def make_plan(options: argparse.Namespace) -> Plan:
         slots=tuple(options.slot or ()),
         mark_generated=options.mark_generated,
         signing=_signing(options),
-        notes=tuple(_notes(options, requests[0], resolved, outputs[0])),
+        notes=(*_notes(options, requests[0], resolved, outputs[0]), *kept),
     )
+
+
+def _outputs(
+    options: argparse.Namespace, requests: list[VideoRequest]
+) -> tuple[list[VideoRequest], list[Path], list[str]]:
+    """The videos that are to be made, where they go, and what to say about others."""
+    if options.layout is None:
+        return requests, output_paths(options.out, requests, overwrite=options.overwrite, png=options.png), []
+    if options.png or options.timeline is not None or options.interactive:
+        raise ValueError("--layout vbench is for files of one prompt each: leave out --png, --timeline, --interactive")
+    paths = vbench_paths(options.out, requests, _count(options))
+    wanted = [i for i, path in enumerate(paths) if options.overwrite or not path.exists()]
+    if not wanted:
+        raise ValueError(f"all {len(paths)} videos are in {paths[0].parent} already; --overwrite makes them again")
+    there = len(paths) - len(wanted)
+    notes = [f"{there} of {len(paths)} videos are there already and stay (--overwrite replaces)"] if there else []
+    return [requests[i] for i in wanted], [paths[i] for i in wanted], notes
+
+
+def _count(options: argparse.Namespace) -> int:
+    """Videos of each prompt."""
+    return int(options.count or (1 if options.layout is None else VBENCH_COUNT))
 
 
 def _checkpoint(path: Path | None) -> Path:
@@ -253,7 +275,7 @@ def _requests(
             ),
         )
         for entries in timelines
-        for seed in range(first_seed, first_seed + options.count)
+        for seed in range(first_seed, first_seed + _count(options))
     ]
 
 
