@@ -1,4 +1,5 @@
-"""`python -m training COMMAND`: the moving-digits model, from nothing to a distilled, scored checkpoint."""
+"""`python -m training COMMAND`: the moving-digits model, from nothing to a distilled, scored checkpoint; and the
+distillation of Wan 2.1."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from .overrides import with_overrides
 from .recipes.moving_digits import RECIPES
 from .recipes.toy import ToyRecipe, toy, toy_smoke
 from .stages import moving_digits, toy_teacher
+from .wan import commands as wan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         commands = {
             "toy": _toy, "toy-teacher": _toy_teacher, "toy-evaluate": _toy_evaluate, "switch-study": _switch_study,
+            **wan.COMMANDS,
         }  # fmt: skip
         commands[options.command](options)
     except KeyboardInterrupt:
@@ -92,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     switches.add_argument(
         "--example", type=int, default=0, help="the pair whose frames are drawn, of the first batch (default: 0)"
     )
+    wan.add_commands(commands)
     return parser
 
 

@@ -54,8 +54,11 @@ def load_role(path: Path, role: str, *, like: WanConfig | None, made_by: str, de
 
 
 def trained(model: WanDiT) -> WanDiT:
-    """The same model, with gradients."""
-    return model.requires_grad_(True).train()
+    """The same model, with gradients; one with a LoRA in it has them there alone."""
+    adapted = any(".lora_" in name for name, _ in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not adapted or ".lora_" in name)
+    return model.train()
 
 
 def digest(path: Path) -> str:

@@ -60,20 +60,24 @@ def make_pairs(
     draw_prompts: DrawPrompts,
     encode: Encode,
     shape: tuple[int, int, int, int],
+    part: tuple[int, int] = (0, 1),
 ) -> None:
     """Makes the shards of `folder` that are not there yet.
 
     Args:
         shape: of a video, (C,F,H,W).
+        part: (i, n): of the shards, only i, i + n, i + 2n, ..., where n processes share the work.
 
     Raises:
         OSError: a full disk, say; shards that are there are whole.
     """
-    remove_leftovers(folder)
+    if part[1] == 1:
+        remove_leftovers(folder)  # otherwise another process may be writing
+    numbers = range(part[0], recipe.shards, part[1])
     began, made = time.monotonic(), 0
     negative = encode([recipe.negative_prompt]).to(teacher.device)
     forward = forward_of(teacher, compiled=recipe.compiled)
-    for number in range(recipe.shards):
+    for number in numbers:
         path = folder / f"pairs_{number:04d}.safetensors"
         if path.exists():
             continue
@@ -91,9 +95,10 @@ def make_pairs(
         )
         made += 1
         pace = (time.monotonic() - began) / made
+        left = len(range(number + part[1], recipe.shards, part[1]))
         log.info(
             "ode-pairs: shard %d of %d, %.2f s/pair, %.0f min left",
-            number + 1, recipe.shards, pace / recipe.pairs_a_shard, pace * (recipe.shards - number - 1) / 60,
+            number + 1, recipe.shards, pace / recipe.pairs_a_shard, pace * left / 60,
         )  # fmt: skip
 
 

@@ -1,0 +1,297 @@
+"""What a stage is given, and whether it is there and fits: found out from headers, before anything large is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diag_core.checkpoint import CheckpointHeader, read_header
+from diag_core.state_dict import CheckpointError
+
+from ..recipes.wan import WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe, WanRecipe
+from .embeddings import EmbeddingError, Embeddings
+from .memory import GIB, Memory, distil_memory, init_memory, lora_parameters, pairs_memory, parameters
+from .pairs import PairError, PairsOnDisk
+from .work import DistilWork
+
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A stage as asked for."""
+
+    stage: str
+    recipe: WanRecipe
+    out: Path
+    embeddings: Path | None
+    generator: Path | None = None
+    """the student to begin with"""
+    generator_lora: Path | None = None
+    """merged into it"""
+    teacher: Path | None = None
+    critic: Path | None = None
+    """what the critic begins as; the teacher where None"""
+    pairs: Path | None = None
+    """of ODE pairs; in `out` where None"""
+    vae: Path | None = None
+    """for sample videos"""
+    gpus: int = 1
+    gpu_memory: float | None = None
+    """bytes of each GPU; None: not known, not checked"""
+    at_once: int | None = None
+    """videos on a GPU at a time; None: all of its share of the batch"""
+
+    @property
+    def pairs_folder(self) -> Path:
+        return self.pairs or self.out / "ode_pairs"
+
+    @property
+    def folder(self) -> Path:
+        """Of the stage's own state, log and samples."""
+        return self.out / self.stage.replace("-", "_")
+
+    @property
+    def result(self) -> Path:
+        return self.folder.with_suffix(".safetensors")
+
+    @property
+    def videos(self) -> int:
+        """On a GPU at a time."""
+        return self.at_once or -(-self.recipe.batch // self.gpus)
+
+
+@dataclass
+class Inputs:
+    """What was found; `wrong` has what stops the stage, each with what to do."""
+
+    headers: dict[str, CheckpointHeader] = field(default_factory=dict)
+    """by role: generator, teacher, critic"""
+    embeddings: Embeddings | None = None
+    pairs: PairsOnDisk | None = None
+    found: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    memory: Memory | None = None
+    needed: dict[str, int] = field(default_factory=dict)
+    """bytes on disk"""
+
+
+def examine(setup: Setup) -> Inputs:
+    """All that can be known from headers."""
+    inputs = Inputs()
+    distils = isinstance(setup.recipe, WanDistilRecipe)
+    if not isinstance(setup.recipe, WanOdePairsRecipe):
+        _open_model(inputs, "generator", setup.generator, lora=setup.generator_lora)
+    if distils or isinstance(setup.recipe, WanOdePairsRecipe):
+        _open_model(inputs, "teacher", setup.teacher)
+    if distils:
+        _open_critic(inputs, setup)
+        _compare(inputs)
+    _open_embeddings(inputs, setup)
+    if isinstance(setup.recipe, WanOdeInitRecipe):
+        _open_pairs(inputs, setup)
+    if setup.vae is not None and not setup.vae.exists():
+        inputs.wrong.append(f"--vae {setup.vae}: there is no such file")
+    _check_memory(inputs, setup)
+    _check_disk(inputs, setup)
+    return inputs
+
+
+def distil_work(setup: Setup, inputs: Inputs) -> DistilWork:
+    assert isinstance(setup.recipe, WanDistilRecipe)
+    generator, critic, teacher = (inputs.headers[role].config for role in ("generator", "critic", "teacher"))
+    return DistilWork(recipe=setup.recipe, generator=generator, critic=critic, real_score=teacher)
+
+
+def fingerprint(path: Path) -> str:
+    """Tells files apart without reading all of them: names, sizes and samples of their content."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]:
+        size = file.stat().st_size
+        digest.update(f"{file.name if path.is_dir() else ''} {size}\n".encode())
+        with open(file, "rb") as stream:
+            for sample in range(_SAMPLES):
+                stream.seek(sample * max(size - _SAMPLE_BYTES, 0) // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _open_model(inputs: Inputs, role: str, path: Path | None, lora: Path | None = None) -> None:
+    if path is None:
+        inputs.wrong.append(
+            f"--{role} is missing: give a Wan 2.1 checkpoint (`python -m diag_core download` lists some)"
+        )
+        return
+    try:
+        header = read_header(path, lora=lora)
+    except CheckpointError as error:
+        inputs.wrong.append(f"--{role} {error}")
+        return
+    inputs.headers[role] = header
+    inputs.found.append(
+        f"{role}: {path}, {header.parameters:,} parameters, width {header.config.dim}, {header.config.num_layers} "
+        f"blocks, {str(header.dtype).removeprefix('torch.')}"
+    )
+    if role != "generator" and header.settings is not None and header.settings.causal:
+        inputs.wrong.append(
+            f"--{role} {path}: this is a causal student; the {role} must be a bidirectional Wan 2.1 model"
+        )
+
+
+def _open_critic(inputs: Inputs, setup: Setup) -> None:
+    if setup.critic is not None:
+        _open_model(inputs, "critic", setup.critic)
+        return
+    teacher, generator = inputs.headers.get("teacher"), inputs.headers.get("generator")
+    if teacher is None or generator is None:
+        return
+    if teacher.config != generator.config:
+        inputs.wrong.append(
+            "--critic is missing: the teacher is of another size than the generator, and the critic begins as the "
+            "bidirectional model of the generator's size. Give that one (Wan 2.1 1.3B), or the teacher itself"
+        )
+        return
+    inputs.headers["critic"] = teacher
+    inputs.found.append("critic: begins as the teacher")
+
+
+def _compare(inputs: Inputs) -> None:
+    """Latents and prompts must mean the same to all; sizes may differ."""
+    generator = inputs.headers.get("generator")
+    for role, other in inputs.headers.items():
+        if generator is None or role == "generator":
+            continue
+        for name in ("in_dim", "text_dim", "text_len"):
+            own, theirs = getattr(generator.config, name), getattr(other.config, name)
+            if own != theirs:
+                inputs.wrong.append(
+                    f"--{role} does not fit --generator: its {name} is {theirs}, the generator's is {own}. Both "
+                    "must be made for the same latents and the same text encoder"
+                )
+
+
+def _open_embeddings(inputs: Inputs, setup: Setup) -> None:
+    if setup.embeddings is None:
+        inputs.wrong.append("--embeddings is missing: give the folder that `python -m training embed` wrote")
+        return
+    config = next((header.config for header in inputs.headers.values()), None)
+    try:
+        found = Embeddings(setup.embeddings, config.text_len if config else None)
+    except EmbeddingError as error:
+        inputs.wrong.append(str(error))
+        return
+    inputs.embeddings = found
+    inputs.found.append(f"embeddings: {found.folder}, {len(found.prompts):,} prompts, {found.bytes / 1e9:.2f} GB")
+    if config is not None and found.text_dim != config.text_dim:
+        inputs.wrong.append(
+            f"{found.folder}: embeddings have width {found.text_dim}, the models take {config.text_dim}: they are of "
+            "another text encoder"
+        )
+    if config is not None and found.longest > config.text_len:
+        inputs.wrong.append(
+            f"{found.folder}: embeddings have up to {found.longest} tokens, the models take {config.text_len}. Embed "
+            f"with --text-len {config.text_len}"
+        )
+    negative = getattr(setup.recipe, "negative_prompt", None)
+    if negative is not None and negative not in found:
+        inputs.wrong.append(
+            f"{found.folder} has no embedding of the recipe's negative_prompt. Embed into a new folder with --negative "
+            f"and that text, or set negative_prompt to the one that is there: {found.negative!r}"
+        )
+
+
+def _open_pairs(inputs: Inputs, setup: Setup) -> None:
+    try:
+        pairs = PairsOnDisk(setup.pairs_folder)
+    except PairError as error:
+        inputs.wrong.append(str(error))
+        return
+    inputs.pairs = pairs
+    inputs.found.append(f"pairs: {setup.pairs_folder}, {len(pairs.prompts):,} trajectories")
+    header, own = inputs.headers.get("generator"), tuple(pairs.points.shape[2:])
+    if header is not None:
+        wanted = setup.recipe.video.shape(header.config.in_dim)
+        if own != wanted:
+            inputs.wrong.append(
+                f"{setup.pairs_folder}: the trajectories are of latents {list(own)}, the recipe's video is "
+                f"{list(wanted)}. Set video.width, video.height and video.latent_frames as they were made"
+            )
+    if inputs.embeddings is not None:
+        unknown = [prompt for prompt in pairs.prompts if prompt not in inputs.embeddings]
+        if unknown:
+            inputs.wrong.append(
+                f"{inputs.embeddings.folder} has no embedding of {len(set(unknown))} prompts of the pairs, such as "
+                f"{unknown[0][:60]!r}. Give the embeddings that the pairs were made with"
+            )
+
+
+def _check_memory(inputs: Inputs, setup: Setup) -> None:
+    recipe, configs = setup.recipe, {role: header.config for role, header in inputs.headers.items()}
+    if isinstance(recipe, WanOdePairsRecipe) and "teacher" in configs:
+        inputs.memory = pairs_memory(recipe, configs["teacher"])
+    elif isinstance(recipe, WanOdeInitRecipe) and "generator" in configs:
+        inputs.memory = init_memory(recipe, configs["generator"], gpus=setup.gpus, videos=setup.videos)
+    elif isinstance(recipe, WanDistilRecipe) and len(configs) == 3:
+        inputs.memory = distil_memory(distil_work(setup, inputs), gpus=setup.gpus, videos=setup.videos)
+    if inputs.memory is not None and setup.gpu_memory is not None and inputs.memory.total > setup.gpu_memory:
+        inputs.wrong.append(
+            f"too little GPU memory: about {inputs.memory.total / GIB:.0f} GiB are needed on each GPU and "
+            f"{setup.gpu_memory / GIB:.0f} GiB are there. {_advice(recipe, setup)}"
+        )
+
+
+def _advice(recipe: WanRecipe, setup: Setup) -> str:
+    ways = []
+    if isinstance(recipe, WanOdePairsRecipe):
+        ways = ["batch=1"] if recipe.batch > 1 else ["weights_precision=bf16", "a smaller teacher"]
+    else:
+        if setup.videos > 1:
+            ways.append("fewer videos on a GPU at a time (a smaller batch, or more GPUs)")
+        if isinstance(recipe, WanDistilRecipe):
+            ways += [] if recipe.checkpointing else ["checkpointing=true"]
+            ways += [] if recipe.lora.rank else ["lora.rank=64"]
+        ways += ["more GPUs", "a smaller video (video.width, video.height, video.latent_frames)"]
+    return f"Ways: {', '.join(ways)}"
+
+
+def _check_disk(inputs: Inputs, setup: Setup) -> None:
+    inputs.needed = _disk(inputs, setup)
+    there = setup.out.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        inputs.wrong.append(f"--out {setup.out}: {there} is no folder that can be written to. Choose another one")
+        return
+    needed, free = sum(inputs.needed.values()), shutil.disk_usage(there).free
+    if needed > free:
+        what = ", ".join(f"{name} {count / 1e9:.1f} GB" for name, count in inputs.needed.items())
+        inputs.wrong.append(
+            f"--out {setup.out}: {what} are needed on disk and {free / 1e9:.1f} GB are free. Free some space, or "
+            "choose a folder on another disk"
+        )
+
+
+def _disk(inputs: Inputs, setup: Setup) -> dict[str, int]:
+    """Bytes that the stage will write, beside what is there already."""
+    recipe, configs = setup.recipe, {role: header.config for role, header in inputs.headers.items()}
+    if isinstance(recipe, WanOdePairsRecipe):
+        if "teacher" not in configs:
+            return {}
+        channels, frames, height, width = recipe.video.shape(configs["teacher"].in_dim)
+        pair = 2 * (len(recipe.points) + 1) * channels * frames * height * width
+        done = len(list(setup.pairs_folder.glob("pairs_*.safetensors")))
+        return {"pairs": pair * recipe.pairs_a_shard * max(0, recipe.shards - done)}
+    if "generator" not in configs:
+        return {}
+    count = parameters(configs["generator"])
+    # A state is written beside the one before and then takes its place. Of each weight: itself, two moments, average.
+    state = 16 * count
+    if isinstance(recipe, WanDistilRecipe) and "critic" in configs:
+        state += 12 * parameters(configs["critic"])
+        if recipe.lora.rank:
+            state = 8 * count + 4 * parameters(configs["critic"])
+            state += 16 * lora_parameters(configs["generator"], recipe.lora)
+    return {"two saved states": 2 * state, "the result": 4 * count}

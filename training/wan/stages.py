@@ -1,0 +1,179 @@
+"""The stages at Wan's size: what each loads, and what it leaves in the output folder.
+
+    ode-pairs        ode_pairs/pairs_*.safetensors
+    ode-init         ode_init.safetensors
+    stage1           stage1.safetensors
+    stage2           stage2.safetensors
+    stage2-longlive  stage2_longlive.safetensors
+
+A result has the averaged weights in float32 and says how they are sampled. What was interrupted goes on; what is there
+is not made again. Beside each result is the folder of the stage's state, log and samples.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from diag_core import WanDiT
+from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, load_dit, save_dit
+
+from ..ema import EMA
+from ..recipes.wan import LoraRecipe, WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe
+from ..roles import Roles
+from ..stages.begin import begin
+from ..stages.distil import Distil
+from ..stages.ode_init import OdeInit
+from ..stages.ode_pairs import make_pairs
+from ..trainer import Task, train
+from .gallery import WanGallery
+from .inputs import Inputs, Setup, fingerprint
+from .lora import add_lora, lora_path, lora_tensors, merged, require_peft, save_lora
+
+log = logging.getLogger(__name__)
+
+_TITLES = {
+    "ode-init": "ODE initialisation", "stage1": "stage 1", "stage2": "stage 2",
+    "stage2-longlive": "stage 2 from LongLive",
+}  # fmt: skip
+_LICENSE = "Apache-2.0"
+"""of Wan 2.1, whose weights all results begin with"""
+
+
+def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, int] = (0, 1)) -> None:
+    """Runs a stage whose inputs were examined and are right.
+
+    Raises:
+        ValueError: the folder holds the work of another recipe or other inputs.
+        Collapse: training has gone wrong.
+        OSError: a full disk, say; nothing is left half written.
+    """
+    recipe = setup.recipe
+    if isinstance(recipe, WanDistilRecipe) and recipe.lora.rank:
+        require_peft()
+    begin(setup.pairs_folder if isinstance(recipe, WanOdePairsRecipe) else setup.folder, recipe, _identities(setup))
+    if isinstance(recipe, WanOdePairsRecipe):
+        _make_pairs(recipe, setup, inputs, device, part)
+    elif setup.result.exists():
+        log.info("%s is there already", setup.result)
+    elif isinstance(recipe, WanOdeInitRecipe):
+        _init(recipe, setup, inputs, device)
+    else:
+        _distil(recipe, setup, inputs, device)
+
+
+def sampled_as(setup: Setup) -> CheckpointSettings:
+    """What the result's file says of its sampling."""
+    recipe = setup.recipe
+    assert not isinstance(recipe, WanOdePairsRecipe)
+    title = f"Wan 2.1, {_TITLES[setup.stage]}"
+    if isinstance(recipe, WanDistilRecipe):
+        return recipe.settings(title=title, license=_LICENSE)
+    # As stage 1 will begin to sample it: the stored points are those of this list.
+    return CheckpointSettings(
+        schedule="4",
+        window_frames=recipe.window_frames,
+        sink_frames=recipe.sink_frames,
+        chunk_frames=recipe.chunk_frames,
+        title=title,
+        license=_LICENSE,
+    )
+
+
+def _make_pairs(
+    recipe: WanOdePairsRecipe, setup: Setup, inputs: Inputs, device: torch.device, part: tuple[int, int]
+) -> None:
+    teacher = _load(setup.teacher, _frozen_dtype(recipe.weights_precision), device).model
+    embeddings = inputs.embeddings
+    assert embeddings is not None
+    make_pairs(
+        recipe, teacher, setup.pairs_folder, draw_prompts=embeddings.draw, encode=embeddings.encode,
+        shape=recipe.video.shape(teacher.config.in_dim), part=part,
+    )  # fmt: skip
+
+
+def _init(recipe: WanOdeInitRecipe, setup: Setup, inputs: Inputs, device: torch.device) -> None:
+    embeddings = inputs.embeddings
+    assert embeddings is not None and inputs.pairs is not None
+    student = _load(setup.generator, torch.float32, device, lora=setup.generator_lora).model
+    # The task reads rows of the points, the levels and the prompts: those of a folder do as well as those in memory.
+    task = OdeInit(recipe, student, inputs.pairs, embeddings.encode)  # type: ignore[arg-type]
+    _train(setup, inputs, task, student, task.ema, None, device)
+
+
+def _distil(recipe: WanDistilRecipe, setup: Setup, inputs: Inputs, device: torch.device) -> None:
+    embeddings = inputs.embeddings
+    assert embeddings is not None
+    frozen = _frozen_dtype(recipe.weights_precision)
+    lora = recipe.lora if recipe.lora.rank else None
+    adapts_critic = lora is not None and lora.critic
+    generator = _load(setup.generator, frozen if lora else torch.float32, device, lora=setup.generator_lora).model
+    teacher = _load(setup.teacher, frozen, device)
+    critic = _load(setup.critic or setup.teacher, frozen if adapts_critic else torch.float32, device).model
+    compared = None
+    if recipe.weights.needs_teacher_rollout:
+        compared = _load(setup.generator, frozen, device, lora=setup.generator_lora).model
+    if lora is not None:
+        add_lora(generator, lora, seed=recipe.seed)
+    if adapts_critic:
+        add_lora(critic, recipe.lora, seed=recipe.seed + 1)
+    task = Distil(
+        recipe,
+        Roles(generator=generator, real_score=teacher.model, fake_score=critic, regression=compared),
+        draw_prompts=embeddings.draw,
+        encode=embeddings.encode,
+        shape=recipe.video.shape(generator.config.in_dim),
+    )
+    _train(setup, inputs, task, generator, task.ema, teacher, device, lora)
+
+
+def _train(
+    setup: Setup,
+    inputs: Inputs,
+    task: Task,
+    model: WanDiT,
+    ema: EMA,
+    teacher: LoadedCheckpoint | None,
+    device: torch.device,
+    lora: LoraRecipe | None = None,
+) -> None:
+    recipe, settings = setup.recipe, sampled_as(setup)
+    assert not isinstance(recipe, WanOdePairsRecipe) and inputs.embeddings is not None
+    gallery = None
+    if setup.vae is not None and teacher is not None and recipe.sample_every:
+        gallery = WanGallery(
+            model, ema, settings, teacher=teacher, vae=setup.vae, embeddings=inputs.embeddings, video=recipe.video,
+            count=recipe.sample_prompts, folder=setup.folder, device=device,
+        )  # fmt: skip
+    train(setup.stage, task, recipe, setup.folder, gallery=gallery)
+    average = ema.state_dict()
+    if lora is not None:
+        metadata = {"kind": "lora", "settings": json.dumps(settings.to_dict(), ensure_ascii=False)}
+        save_lora(lora_path(setup.result), lora_tensors(average, lora), metadata, dtype=torch.float32)
+        average = merged(average, lora)
+    save_dit(setup.result, average, model.config, settings, dtype=torch.float32)
+    log.info("%s: %s is written", setup.stage, setup.result)
+
+
+def _load(path: Path | None, dtype: torch.dtype, device: torch.device, lora: Path | None = None) -> LoadedCheckpoint:
+    assert path is not None
+    return load_dit(path, dtype=dtype, device=device, lora=lora)
+
+
+def _frozen_dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _identities(setup: Setup) -> dict[str, str]:
+    """What the stage is made from, whatever its path."""
+    files = {
+        "generator": setup.generator, "generator-lora": setup.generator_lora, "teacher": setup.teacher,
+        "critic": setup.critic,
+    }  # fmt: skip
+    used = {name: fingerprint(path) for name, path in files.items() if path is not None}
+    if setup.embeddings is not None:
+        used["embeddings"] = fingerprint(setup.embeddings / "index.json")
+    return used
