@@ -86,8 +86,8 @@ def make_pairs(
             part = prompts[start : start + recipe.batch]
             # Each video's noise has a number of its own, whatever the batch.
             first = number * recipe.pairs_a_shard + start
-            seeds = [(recipe.seed << 32) + first + i for i in range(len(part))]
-            context = encode(part).to(teacher.device)
+            seeds = [(recipe.seed << 32) + first + i for i in range(len(batch))]
+            context = encode(batch).to(teacher.device)
             points.append(trajectories(recipe, forward, context, negative, SeededNoise(seeds), shape).half().cpu())
         levels = torch.tensor([*(recipe.levels[i] for i in recipe.point_indices), 0.0])
         save_tensors(
