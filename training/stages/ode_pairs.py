@@ -83,7 +83,7 @@ def make_pairs(
             continue
         points, prompts = [], draw_prompts(np.random.default_rng([recipe.seed, number]), recipe.pairs_a_shard)
         for start in range(0, recipe.pairs_a_shard, recipe.batch):
-            part = prompts[start : start + recipe.batch]
+            batch = prompts[start : start + recipe.batch]
             # Each video's noise has a number of its own, whatever the batch.
             first = number * recipe.pairs_a_shard + start
             seeds = [(recipe.seed << 32) + first + i for i in range(len(batch))]
