@@ -21,7 +21,7 @@ from .wan import commands as wan
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         commands = {
@@ -36,6 +36,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {_told(error)}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    """argparse takes positional arguments in one place alone; fields of a recipe may stand between options."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    wrong = [text for text in rest if text.startswith("-") or not hasattr(options, "fields")]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:
+        options.fields = [*options.fields, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,178 @@
+"""The stages of Wan's size end to end, on small random weights in each published layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from wan_models import CONFIG, PROMPTS, random_dit, write_layouts, write_text_encoder
+
+from diag_core.checkpoint import load_dit
+from diag_core.cli import main as diag_core_main
+from diag_core.lora import merge_lora, open_lora
+from diag_core.settings import WAN_NEGATIVE_PROMPT
+from diag_core.text import UMT5Encoder
+from diag_core.vae import TinyVAE, TinyVAEConfig
+from training.__main__ import main
+from training.wan.embeddings import Embeddings
+from training.wan.pairs import PairsOnDisk
+
+pytestmark = pytest.mark.filterwarnings("ignore:ComfyUI will misread")  # the small width of its text
+SMALL = ["video.width=32", "video.height=32", "video.latent_frames=6"]
+LOOP = ["steps=2", "batch=2", "save_every=1", "log_every=1", "generator_every=1"]
+
+
+class World:
+    """Files, and the stages as functions."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out = folder, folder / "out"
+        self.layouts = write_layouts(folder)
+        self.text_encoder = write_text_encoder(folder / "umt5")
+        self.prompts = folder / "prompts.txt"
+        self.prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
+        self.embeddings = folder / "embeddings"
+
+    def embed(self, *more: str) -> int:
+        return main(
+            ["embed", "--prompts", str(self.prompts), "--text-encoder", str(self.text_encoder), "--out",
+             str(self.embeddings), "--shard-size", "2", "--device", "cpu", *more]
+        )  # fmt: skip
+
+    def stage(
+        self, name: str, generator: Path, *more: str, out: Path | None = None, teacher: Path | None = None
+    ) -> int:
+        files = ["--generator", str(generator), "--teacher", str(teacher or self.layouts["original"])]
+        fields = SMALL if name == "ode-pairs" else [*SMALL, *LOOP]
+        if name == "ode-init":
+            fields.remove("generator_every=1")
+        given = [text.split("=")[0] for text in more]
+        fields = [field for field in fields if field.split("=")[0] not in given]
+        return main(
+            [name, *files, "--embeddings", str(self.embeddings), "--out", str(out or self.out), "--device", "cpu",
+             *fields, *more]
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """After all stages from embed to stage 2."""
+    made = World(tmp_path_factory.mktemp("wan"))
+    assert made.embed() == 0
+    pairs = ["steps=4", "shards=2", "pairs_a_shard=2", "points=1000,750,500"]
+    assert made.stage("ode-pairs", made.layouts["self_forcing"], *pairs) == 0
+    assert made.stage("ode-init", made.layouts["self_forcing"]) == 0
+    assert made.stage("stage1", made.out / "ode_init.safetensors") == 0
+    assert made.stage("stage2", made.out / "stage1.safetensors") == 0
+    return made
+
+
+def test_embeddings_are_the_encoders(world: World) -> None:
+    encoder = UMT5Encoder.load(world.text_encoder)
+    found = Embeddings(world.embeddings)
+    assert found.prompts == list(PROMPTS) and found.negative == WAN_NEGATIVE_PROMPT
+    order = [PROMPTS[2], WAN_NEGATIVE_PROMPT, PROMPTS[0]]
+    assert torch.equal(found.encode(order), encoder.encode(order))
+    shapes = [file.shape for file in load_file(world.embeddings / "prompts_00000.safetensors").values()]
+    assert all(shape[0] < 64 and shape[1] == 32 for shape in shapes)  # their own tokens alone
+
+
+def test_every_stage_says_how_its_result_is_sampled(world: World) -> None:
+    for name, schedule in (("ode_init", "4"), ("stage1", "4"), ("stage2", "4322222")):
+        loaded = load_dit(world.out / f"{name}.safetensors")
+        assert loaded.settings is not None and loaded.settings.schedule == schedule and loaded.config == CONFIG
+        assert (loaded.settings.kv_noise, loaded.settings.causal, loaded.settings.text_encoder) == (100, True, "umt5")
+        assert next(loaded.model.parameters()).dtype == torch.float32
+    first, last = (load_file(world.out / f"{name}.safetensors") for name in ("ode_init", "stage2"))
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+
+
+@pytest.mark.parametrize("layout", ["original", "comfyui", "self_forcing", "causvid", "longlive", "diffusers"])
+def test_any_layout_is_a_beginning_and_gives_the_same(world: World, tmp_path: Path, layout: str) -> None:
+    path = world.layouts[layout]
+    assert world.stage("stage1", path, "steps=1", out=tmp_path, teacher=path) == 0
+    made = load_file(tmp_path / "stage1.safetensors")
+    expected = world.folder / "expected.safetensors"
+    if not expected.exists():
+        save_file(made, expected)
+    assert all(torch.equal(tensor, made[name]) for name, tensor in load_file(expected).items())
+
+
+def test_stage2_straight_from_longlive(world: World, tmp_path: Path) -> None:
+    assert world.stage("stage2-longlive", world.layouts["longlive"], "steps=1", out=tmp_path) == 0
+    assert load_dit(tmp_path / "stage2_longlive.safetensors").settings.schedule == "4322222"
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_is_left(world: World, tmp_path: Path) -> None:
+    before = (world.out / "stage1.safetensors").stat().st_mtime_ns
+    assert world.stage("stage1", world.out / "ode_init.safetensors") == 0
+    assert (world.out / "stage1.safetensors").stat().st_mtime_ns == before
+    assert world.embed() == 0  # nothing to do, and the encoder is not needed
+
+
+def test_the_shards_of_pairs_can_be_shared_out(world: World, tmp_path: Path) -> None:
+    whole = PairsOnDisk(world.out / "ode_pairs")
+    assert whole.points.shape == (4, 4, 16, 6, 4, 4)
+    rows = whole.points[torch.tensor([3, 0])]
+    last = load_file(world.out / "ode_pairs" / "pairs_0001.safetensors")["points"][1]
+    assert rows.shape == (2, 4, 16, 6, 4, 4) and torch.equal(rows[0], last)
+    pairs = ["steps=4", "shards=2", "pairs_a_shard=2", "points=1000,750,500"]
+    for part in ("1/2", "0/2"):
+        assert world.stage("ode-pairs", world.layouts["original"], *pairs, "--part", part, out=tmp_path) == 0
+    for name in ("pairs_0000.safetensors", "pairs_0001.safetensors"):
+        own = load_file(tmp_path / "ode_pairs" / name)["points"]
+        assert torch.equal(own, load_file(world.out / "ode_pairs" / name)["points"])
+
+
+def test_export_and_generate(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "student.safetensors"
+    with pytest.warns(UserWarning, match="ComfyUI will misread"):  # of the small width of its text
+        assert main(["export", str(world.out), "--out", str(file)]) == 0
+    assert "schedule 4322222, shift 5, KV noise 100" in capsys.readouterr().out
+    with safe_open(str(file), framework="pt") as opened:
+        metadata = opened.metadata()
+        assert opened.get_tensor("patch_embedding.weight").dtype == torch.bfloat16
+        assert set(opened.keys()) == set(random_dit().state_dict())  # original keys, no prefix
+    assert json.loads(metadata["config"]) == {"transformer": {"causal_ar": True}}
+    assert json.loads(metadata["diagdistill"])["settings"]["title"] == "Wan 2.1, stage 2"
+    save_file(TinyVAE(TinyVAEConfig(patch_size=1)).state_dict(), tmp_path / "taew2_1.safetensors")
+    code = diag_core_main(
+        ["generate", "--checkpoint", str(file), "--vae", str(tmp_path / "taew2_1.safetensors"), "--text-encoder",
+         str(world.text_encoder), "--prompt", PROMPTS[0], "--size", "32x32", "--frames", "9", "--out",
+         str(tmp_path / "a.mp4")]
+    )  # fmt: skip
+    assert code == 0, capsys.readouterr().err
+    assert (tmp_path / "a.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
+def test_a_lora_is_trained_alone_and_exported(world: World, tmp_path: Path, alpha: float) -> None:
+    base = world.out / "ode_init.safetensors"
+    lora = ["lora.rank=4", f"lora.alpha={alpha}", "lora.targets=self_attn.q,ffn.0", "learning_rate=0.1", "ema=0"]
+    assert world.stage("stage1", base, *lora, "weights_precision=fp32", out=tmp_path) == 0
+    file = tmp_path / "lora.safetensors"
+    assert main(["export", str(tmp_path / "stage1.safetensors"), "--out", str(file), "--lora", "--dtype", "fp32"]) == 0
+    tensors = load_file(file)
+    parts = ("lora_A.weight", "lora_B.weight", *(("alpha",) if alpha else ()))
+    modules = ("self_attn.q", "ffn.0")
+    assert set(tensors) == {f"diffusion_model.blocks.0.{module}.{part}" for module in modules for part in parts}
+    assert tensors["diffusion_model.blocks.0.ffn.0.lora_A.weight"].shape == (4, 128)
+    assert tensors["diffusion_model.blocks.0.ffn.0.lora_B.weight"].abs().max() > 0
+    # Merged by the loader that everyone's LoRA goes through, it is the result; other weights are as they were.
+    expected, result = load_file(base), load_file(tmp_path / "stage1.safetensors")
+    assert merge_lora(expected, open_lora(file)) == 2
+    assert all(torch.allclose(result[name], tensor, atol=1e-6) for name, tensor in expected.items())
+    assert not torch.equal(result["blocks.0.ffn.0.weight"], load_file(base)["blocks.0.ffn.0.weight"])
+
+
+def test_sample_videos(world: World, tmp_path: Path) -> None:
+    vae = tmp_path / "taew2_1.safetensors"
+    save_file(TinyVAE(TinyVAEConfig(patch_size=1)).state_dict(), vae)
+    health = [f"limits.{name}" for name in ("static=0", "flashing=1e9", "saturated=1e9", "washed_out=0", "harsh=1e9")]
+    more = ["--vae", str(vae), "sample_every=2", "sample_prompts=1", *health]
+    assert world.stage("stage1", world.layouts["original"], *more, out=tmp_path) == 0
+    assert {path.name for path in (tmp_path / "stage1" / "samples").glob("*.mp4")} == {"teacher.mp4", "step_000002.mp4"}
