@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from diag_core import WanDiT
 
@@ -25,10 +26,12 @@ def forward_of(model: WanDiT, *, compiled: bool) -> Forward:
     them, after about a minute, and with other last bits.
 
     Raises:
-        ValueError: there is no C++ compiler to do it with.
+        ValueError: there is no C++ compiler to do it with, or the model is sharded over processes.
     """
     if not compiled:
         return model
+    if isinstance(model, FSDPModule):
+        raise ValueError("recipe: compiled=true is for one process; over several set compiled=false")
     if model.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise ValueError("recipe: compiled=true needs a C++ compiler (g++); install one, or set compiled=false")
     fused: Any = torch.compile(model, dynamic=False)

@@ -1,16 +1,19 @@
-"""Exponential moving average of a model's parameters, kept in float32."""
+"""Exponential moving average of a model's trained parameters, kept in float32, and sharded where they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from .distributed import local
+from .parallelize import weights_of
+
 
 class EMA:
-    """Average of the parameters; the decay rises from 0 as (1 + n) / (10 + n), so that the first steps do not linger.
+    """Average of what is trained; the decay rises from 0 as (1 + n) / (10 + n), so that the first steps do not linger.
 
     Args:
         model: its parameters are the first average.
@@ -20,32 +23,41 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.average = {name: p.detach().float().clone() for name, p in model.named_parameters()}
+        self.average = {name: p.detach().float().clone() for name, p in weights_of(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        parameters: dict[str, Tensor] = dict(model.named_parameters())
-        torch._foreach_lerp_(list(self.average.values()), [parameters[n].float() for n in self.average], 1 - decay)
+        weights = weights_of(model)
+        averages = [local(average) for average in self.average.values()]
+        torch._foreach_lerp_(averages, [local(weights[name]).float() for name in self.average], 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average
 
     def load(self, average: dict[str, Tensor], updates: int) -> None:
         """Goes on from a saved average, on the device that this one is on."""
-        self.average = {name: average[name].to(own.device, copy=True) for name, own in self.average.items()}
+        for name, own in self.average.items():
+            own.copy_(average[name])
         self.updates = updates
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The model with the average for its parameters, whose own come back unchanged."""
-        parameters = dict(model.named_parameters())
-        own = {name: p.data for name, p in parameters.items()}
+        """The model with the average in its parameters, whose own values come back unchanged.
+
+        They are copied in and out: whoever holds the parameters' storage, as sharding does, must see them.
+        """
+        weights = weights_of(model)
+        own = {name: p.detach().clone() for name, p in weights.items()}
         try:
-            for name, p in parameters.items():
-                p.data = self.average[name].to(p.dtype)
+            _fill(weights, self.average)
             yield
         finally:
-            for name, p in parameters.items():
-                p.data = own[name]
+            _fill(weights, own)
+
+
+@torch.no_grad()
+def _fill(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, p in weights.items():
+        p.copy_(values[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,12 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Delete what processes that were killed while writing into `folder` had written so far."""
+    """Delete what processes that were killed while writing into `folder` had written so far, files and folders."""
     for part in Path(folder).glob(".*.part"):
-        part.unlink(missing_ok=True)
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def save_json(path: str | Path, value: Any) -> Path:

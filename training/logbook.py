@@ -14,21 +14,26 @@ from typing import Any
 
 from diag_core.safetensors_file import replacing
 
+from .distributed import is_main
+
 log = logging.getLogger(__name__)
 
 FILE = "log.jsonl"
 
 
 class Logbook:
-    """Appends to the log of `folder`, which is at iteration `step`.
+    """Appends to the log of `folder`, which is at iteration `step`. Of many processes one alone writes.
 
     Raises:
         OSError: it cannot be written.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / FILE
+        self._board: Any = None
+        if not is_main():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         kept = [json.dumps(entry) for entry in read_log(folder) if entry["step"] <= step]
         with replacing(self.path) as file:
             file.write("".join(f"{line}\n" for line in kept).encode())
@@ -36,6 +41,8 @@ class Logbook:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line of values at iteration `step`, on disk when this returns."""
+        if not is_main():
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self._board is not None:

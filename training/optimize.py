@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from .parallelize import weights_of
+
+Losses = tuple[Tensor, dict[str, Tensor]]
+"""(what is minimised, what is logged): scalars, the latter without graph"""
 
 
 class Optimizer:
     """Steps one model. The warm-up counts the optimizer's own steps, so it is part of the state.
 
     Args:
-        clip: largest gradient norm.
+        model: as it is trained: sharded before, where it is.
+        clip: largest gradient norm, of all shards together.
         warmup_steps: over which the learning rate rises from 0.
     """
 
@@ -26,28 +34,52 @@ class Optimizer:
         clip: float,
         warmup_steps: int,
     ) -> None:
-        self.parameters = list(model.parameters())
+        self.weights = weights_of(model)
         self.learning_rate, self.clip, self.warmup_steps = learning_rate, clip, warmup_steps
         self.steps = 0
         self.adam = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+            self.weights.values(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
         )
+        # AdamW makes these at its first step. A saved state is read into what is there, so they are made now.
+        for p in self.weights.values():
+            step = torch.zeros((), dtype=torch.float32, device=p.device)
+            moments = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+            self.adam.state[p] = {"step": step, **moments}
 
-    def step(self, loss: Tensor) -> Tensor:
-        """Backward and one step; returns the gradient's norm before the limit."""
+    def step(self, parts: Iterable[Losses], count: int = 1) -> tuple[dict[str, Tensor], Tensor]:
+        """One step on the mean loss of the parts of a batch, whose graphs live one after another.
+
+        Args:
+            parts: what the forwards give, each asked for when the graph of the one before is gone.
+            count: how many there will be.
+
+        Returns:
+            means of what is logged, and the gradient's norm before the limit.
+        """
         self.adam.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        logged: dict[str, list[Tensor]] = {}
+        for loss, values in parts:
+            (loss / count).backward()
+            for name, value in values.items():
+                logged.setdefault(name, []).append(value.detach())
+        weights = list(self.weights.values())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        torch.nn.utils.clip_grads_with_norm_(weights, self.clip, norm)
         self.steps += 1
         for group in self.adam.param_groups:
             group["lr"] = self.learning_rate * min(1.0, self.steps / max(1, self.warmup_steps))
         self.adam.step()
         self.adam.zero_grad()
-        return norm
+        return {name: torch.stack(values).mean() for name, values in logged.items()}, norm
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "adam": self.adam.state_dict()}
+        """Live tensors by the names of weights."""
+        return {"steps": self.steps, "adam": {name: dict(self.adam.state[p]) for name, p in self.weights.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = state["steps"]
-        self.adam.load_state_dict(state["adam"])
+        for name, p in self.weights.items():
+            for key, own in self.adam.state[p].items():
+                own.copy_(state["adam"][name][key])

@@ -1,8 +1,9 @@
 """The loop of every trained stage: update, log, sample, save; go on after a kill as if there had been none.
 
 An update draws all it needs from the seed and its own number, and a state holds all that updates change, so a run that
-was killed at any moment and resumed on the same machine ends with the same weights as one that was not. The loop knows
-nothing of losses and models: a `Task` has them.
+was killed at any moment and resumed on the same machine, by as many processes, ends with the same weights as one that
+was not. All processes of a training run this loop alike; what they log is the mean of all, and process 0 writes it. The
+loop knows nothing of losses and models: a `Task` has them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .io import load_state, remove_leftovers, save_state
+from . import checkpoint
+from .distributed import agreement, from_main, is_main, mean
+from .io import remove_leftovers
 from .logbook import Logbook
 from .metrics import HealthWatch, require_finite
 from .recipes.distillation import LoopRecipe
@@ -25,7 +28,7 @@ from .videos import save_videos
 
 log = logging.getLogger(__name__)
 
-STATE = "state.pt"
+STATES = "checkpoints"
 
 
 class Task(Protocol):
@@ -35,13 +38,14 @@ class Task(Protocol):
         """Iteration `step` (0-based); returns what is logged of it, scalars."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that updates change: tensors and plain values."""
+        """All that updates change: live tensors, which a saved state is read into, and plain values."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state of the same shape; its tensors may be the task's own."""
 
 
 class Gallery(Protocol):
-    """Makes and judges sample videos."""
+    """Makes and judges sample videos; all processes together, since each may hold but a part of the weights."""
 
     def teacher(self) -> dict[str, float]:
         """Health of the teacher's videos, which those of a run are compared with."""
@@ -78,14 +82,18 @@ def train(
 
     Args:
         name: of the stage, for the log.
-        folder: holds `state.pt`, `log.jsonl`, `tensorboard/` and `samples/`.
+        folder: holds `checkpoints/`, `log.jsonl`, `tensorboard/` and `samples/`.
         stop_after: end after this iteration, before the recipe does.
 
     Raises:
         Collapse: the run has gone wrong; the last saved state is from before.
+        ValueError: the saved state is damaged, or of another model.
         OSError: a full disk, say; the last saved state stays whole.
+        SystemExit: one of these, on processes other than the first, which tells it.
     """
-    remove_leftovers(folder)
+    with agreement():
+        if is_main():
+            remove_leftovers(folder)
     done, bad = _resume(name, task, recipe, folder)
     last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
     if done >= last:
@@ -93,7 +101,8 @@ def train(
     watch = None
     if gallery is not None and recipe.sample_every:
         watch = HealthWatch(gallery.teacher(), recipe.limits, bad)
-    book = Logbook(folder, done)
+    with agreement():
+        book = Logbook(folder, done)
     pending: dict[str, list[Tensor]] = {}
     progress = Progress(time.monotonic(), done, done, recipe.steps)
     try:
@@ -104,10 +113,11 @@ def train(
             at_end = progress.done == last
             # Read back rarely, for it waits for the device; but before every save, so that no state holds a NaN.
             if progress.done % recipe.log_every == 0 or progress.done % recipe.save_every == 0 or at_end:
-                values = {key: float(torch.stack(parts).mean()) for key, parts in pending.items()}
+                values = mean({key: torch.stack(parts).mean() for key, parts in pending.items()})
                 pending.clear()
-                require_finite(progress.done, values)
-                book.write(progress.done, values)
+                with agreement():
+                    require_finite(progress.done, values)
+                    book.write(progress.done, values)
                 told = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
                 log.info("%s: step %d of %d, %s, %s", name, progress.done, recipe.steps, told, progress.text())
             if watch is not None and (progress.done % recipe.sample_every == 0 or progress.done == recipe.steps):
@@ -115,15 +125,15 @@ def train(
                 _look(name, gallery, watch, progress.done, book, folder)
             if progress.done % recipe.save_every == 0 or at_end:
                 state = {"step": progress.done, "bad": 0 if watch is None else watch.bad, "task": task.state_dict()}
-                save_state(folder / STATE, state)
+                checkpoint.save(folder / STATES, progress.done, state)
     finally:
         book.close()
 
 
 def _resume(name: str, task: Task, recipe: LoopRecipe, folder: Path) -> tuple[int, int]:
     """Iterations done, and bad samples in a row so far."""
-    state = load_state(folder / STATE)
-    if state is None:
+    state: dict[str, Any] = {"step": 0, "bad": 0, "task": task.state_dict()}
+    if not checkpoint.load(folder / STATES, state):
         return 0, 0
     task.load_state_dict(state["task"])
     log.info("%s: going on from step %d of %d", name, state["step"], recipe.steps)
@@ -132,9 +142,14 @@ def _resume(name: str, task: Task, recipe: LoopRecipe, folder: Path) -> tuple[in
 
 def _look(name: str, gallery: Gallery, watch: HealthWatch, step: int, book: Logbook, folder: Path) -> None:
     pixels, health = gallery.sample()
-    save_videos(folder / "samples", f"step_{step:06d}", pixels)
-    require_finite(step, health)
-    book.write(step, {f"sample/{key}": value for key, value in health.items()})
+    health = from_main(health)  # what is decided by it must be decided alike
+    with agreement():
+        if is_main():
+            save_videos(folder / "samples", f"step_{step:06d}", pixels)
+        require_finite(step, health)
+        book.write(step, {f"sample/{key}": value for key, value in health.items()})
     log.info("%s: samples at step %d, %s", name, step, ", ".join(f"{key} {value:.3g}" for key, value in health.items()))
-    for sign in watch.judge(step, health):
+    with agreement():
+        signs = watch.judge(step, health)
+    for sign in signs if is_main() else ():
         log.warning("%s: the samples are %s", name, sign)

@@ -13,7 +13,7 @@ from torch import Tensor
 from diag_core import CacheConfig, DiagonalSchedule, SeededNoise, WanConfig, WanDiT, generate
 from diag_core.noise_schedule import add_noise
 from training.recipes.distillation import OdeInitRecipe, OdePairsRecipe
-from training.stages.ode_init import OdeInit, draw_points
+from training.stages.ode_init import OdeInit, draw_picks, points_at
 from training.stages.ode_pairs import OdePairs, load_pairs, make_pairs, trajectories
 
 WAN = WanConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, in_dim=4, out_dim=4, freq_dim=16, text_dim=8, text_len=5)
@@ -104,7 +104,7 @@ def test_missing_pairs_say_which_stage_makes_them(tmp_path: Path) -> None:
 def test_every_chunk_stands_at_a_point_of_its_own() -> None:
     sigmas = torch.tensor([1.0, 0.7, 0.3, 0.0])
     points = sigmas.view(1, 4, 1, 1, 1, 1).expand(50, 4, 2, 6, 2, 2)
-    chosen, sigma = draw_points(points, sigmas, 3, np.random.default_rng(0))
+    chosen, sigma = points_at(points, sigmas, 3, draw_picks(np.random.default_rng(0), 50, chunks=2, points=4))
     assert chosen.shape == (50, 2, 6, 2, 2) and sigma.shape == (50, 6)
     assert torch.equal(chosen, sigma[:, None, :, None, None].expand_as(chosen))
     chunks = sigma.unflatten(1, (2, 3))

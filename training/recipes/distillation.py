@@ -105,7 +105,9 @@ class OdeInitRecipe(LoopRecipe):
     steps: int = 3000
     """iterations"""
     batch: int = 16
-    """videos of an update"""
+    """videos of an update, of all processes together"""
+    micro_batch: int = 0
+    """videos of a forward on one process, whose gradients add up to the batch's; 0 takes its share at once"""
     learning_rate: float = 2e-6
     """after the warm-up"""
     warmup_steps: int = 20
@@ -116,6 +118,8 @@ class OdeInitRecipe(LoopRecipe):
     """largest gradient norm"""
     ema: float = 0.99
     """decay of the averaged weights, which it approaches as (1 + n) / (10 + n)"""
+    checkpointing: bool = False
+    """keep fewer activations and compute them again: less memory, a third more time"""
     compiled: bool = False
     """fuse small operations with torch.compile, which needs a C++ compiler: faster, and other last bits"""
     window_frames: int = 12
@@ -154,7 +158,9 @@ class DistilRecipe(LoopRecipe):
     generator_every: int = 5
     """iterations from one generator update to the next"""
     batch: int = 64
-    """videos of an update, of the generator and of the critic alike"""
+    """videos of an update, of all processes together; of the generator and of the critic alike"""
+    micro_batch: int = 0
+    """videos of a forward on one process, whose gradients add up to the batch's; 0 takes its share at once"""
     cfg: float = 4.0
     """guidance of the real score; 1 is none"""
     negative_prompt: str = ""
@@ -221,7 +227,7 @@ def check_optimizer(recipe: OdeInitRecipe | DistilRecipe, rates: tuple[str, ...]
     """ValueError for fields that no optimizer could use."""
     for name in (*rates, "clip"):
         require(getattr(recipe, name) > 0, name, "must be above 0", getattr(recipe, name))
-    for name in ("warmup_steps", "weight_decay"):
+    for name in ("warmup_steps", "weight_decay", "micro_batch"):
         require(getattr(recipe, name) >= 0, name, "must be 0 or more", getattr(recipe, name))
     require(0 <= recipe.ema < 1, "ema", "must be 0 or more and below 1", recipe.ema)
     require(recipe.batch >= 1, "batch", "must be at least 1", recipe.batch)

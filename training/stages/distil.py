@@ -4,12 +4,15 @@ diagonal lists and the motion terms. What differs is in the recipe.
 An iteration trains the critic on a rollout of the present student; every `generator_every`-th one trains the student
 first. Only prompts are needed.
 
+A batch is that of all processes. Everything is drawn for all of it, and each process computes its own samples, in
+micro batches whose gradients add up.
+
 Legend: B samples, C latent channels, F latent frames, H and W latent rows and columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +24,7 @@ from diag_core import DiagonalSchedule, SeededNoise, WanDiT
 from diag_core.noise_schedule import add_noise
 
 from ..compilation import forward_of
+from ..distributed import own_parts
 from ..distribution_matching import estimates
 from ..ema import EMA
 from ..losses import (
@@ -34,8 +38,8 @@ from ..losses import (
     regression_loss,
     total_loss,
 )
-from ..optimize import Optimizer
-from ..parallelize import checkpoint_activations
+from ..optimize import Losses, Optimizer
+from ..parallelize import parallelize
 from ..precision import PRECISIONS, flow_of
 from ..recipes.distillation import DistilRecipe
 from ..roles import Roles, trained
@@ -47,13 +51,13 @@ _GENERATOR, _CRITIC = 0, 1  # the draws of the two updates of an iteration do no
 
 @dataclass(frozen=True)
 class Draw:
-    """What an update draws, from the seed and its own number alone."""
+    """What an update draws for a micro batch, from the seed and the update's number alone."""
 
     context: Tensor
     """[B,L,text_dim]"""
     rollout_noise: SeededNoise
     u: float
-    """where chunks exit: one number for the batch (and for all ranks, whose forwards must be as many)"""
+    """where chunks exit: one number for the batch, since all processes must run as many forwards"""
     sigma_B: Tensor
     noise: Tensor
     """[B,C,F,H,W]"""
@@ -63,12 +67,13 @@ class Distil:
     """The task of the trainer.
 
     Args:
-        roles: generator and fake_score are trained in place.
+        roles: generator and fake_score are trained in place; all are sharded in place over the processes there are.
         encode: prompts -> [B,L,text_dim].
         shape: of a video, (C,F,H,W).
 
     Raises:
-        ValueError: regression terms without a regression teacher; videos of no whole number of chunks.
+        ValueError: regression terms without a regression teacher; videos of no whole number of chunks; a
+            batch that does not divide over processes and micro batches.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Distil:
         if shape[1] % recipe.chunk_frames:
             raise ValueError(f"recipe: chunk_frames must divide the videos' {shape[1]} latent frames")
         self.recipe, self.roles, self.draw_prompts, self.encode, self.shape = recipe, roles, draw_prompts, encode, shape
+        self.parts = own_parts(recipe.batch, recipe.micro_batch)
         self.device = roles.generator.device
         self.precision = PRECISIONS[recipe.precision]
         settings = recipe.settings()
@@ -100,9 +106,10 @@ class Distil:
         )
         self.negative = encode([recipe.negative_prompt]).to(self.device)
         self.generator, self.critic = trained(roles.generator), trained(roles.fake_score)
-        if recipe.checkpointing:
-            checkpoint_activations(self.generator)
-            checkpoint_activations(self.critic)
+        for model in (self.generator, self.critic):
+            parallelize(model, precision=self.precision, checkpointing=recipe.checkpointing)
+        for frozen in filter(None, (roles.real_score, roles.regression)):
+            parallelize(frozen, precision=self.precision)
         self.criticise = forward_of(self.critic, compiled=recipe.compiled)
         self.teach = forward_of(roles.real_score, compiled=recipe.compiled)
         self.generator_optimizer = self._optimizer(self.generator, recipe.learning_rate)
@@ -123,26 +130,35 @@ class Distil:
     def update(self, step: int) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
         if step % self.recipe.generator_every == 0:
-            values |= self._update_generator(self._draw(step, _GENERATOR))
-        return values | self._update_critic(self._draw(step, _CRITIC))
+            losses = map(self._generator_losses, self._draws(step, _GENERATOR))
+            means, values["generator_norm"] = self.generator_optimizer.step(losses, len(self.parts))
+            self.ema.update(self.generator)
+            values |= means
+        losses = map(self._critic_losses, self._draws(step, _CRITIC))
+        means, values["critic_norm"] = self.critic_optimizer.step(losses, len(self.parts))
+        return values | means
 
-    def _draw(self, step: int, which: int) -> Draw:
+    def _draws(self, step: int, which: int) -> Iterator[Draw]:
+        """This process's micro batches, one at a time."""
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, step, which])
         prompts = self.draw_prompts(rng, recipe.batch)
         seeds = [int(seed) for seed in rng.integers(2**62, size=recipe.batch)]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        return Draw(
-            context=self.encode(prompts).to(self.device),
-            rollout_noise=SeededNoise(seeds),
-            u=float(rng.random()),
-            sigma_B=recipe.noise.draw(recipe.batch, generator).to(self.device),
-            noise=torch.randn((recipe.batch, *self.shape), generator=generator).to(self.device),
-        )
+        u = float(rng.random())
+        sigma_B = recipe.noise.draw(recipe.batch, generator)
+        for part in self.parts:
+            yield Draw(
+                context=self.encode(prompts[part]).to(self.device),
+                rollout_noise=SeededNoise(seeds[part]),
+                u=u,
+                sigma_B=sigma_B[part].to(self.device),
+                noise=_noise(seeds[part], self.shape).to(self.device),
+            )
 
-    def _update_generator(self, draw: Draw) -> dict[str, Tensor]:
+    def _generator_losses(self, draw: Draw) -> Losses:
         recipe = self.recipe
-        shape = (recipe.batch, *self.shape)
+        shape = (len(draw.context), *self.shape)
         x = rollout(
             self.generator, draw.context, self.config, noise=draw.rollout_noise, shape=shape, u=draw.u, gradients=True
         ).latents
@@ -169,9 +185,7 @@ class Distil:
             return (regression_loss if name == "regression" else flow_regression_loss)(x, teacher_x0)
 
         loss, terms = total_loss(recipe.weights, term)
-        norm = self.generator_optimizer.step(loss)
-        self.ema.update(self.generator)
-        return {"generator": loss.detach(), **terms, "generator_norm": norm}
+        return loss, {"generator": loss.detach(), **terms}
 
     def _regression_target(self, draw: Draw, shape: tuple[int, int, int, int, int]) -> Tensor | None:
         """What the frozen student makes of the same noise at its last steps."""
@@ -187,15 +201,15 @@ class Distil:
             gradients=False,
         ).latents
 
-    def _update_critic(self, draw: Draw) -> dict[str, Tensor]:
-        shape = (self.recipe.batch, *self.shape)
+    def _critic_losses(self, draw: Draw) -> Losses:
+        shape = (len(draw.context), *self.shape)
         x = rollout(
             self.generator, draw.context, self.config, noise=draw.rollout_noise, shape=shape, u=draw.u, gradients=False
         ).latents
         x_t = add_noise(x, draw.noise, draw.sigma_B[:, None, None, None, None])
         flow = flow_of(self.criticise, x_t, draw.sigma_B, draw.context, precision=self.precision)
         loss = critic_loss(flow, x, draw.noise)
-        return {"critic": loss.detach(), "critic_norm": self.critic_optimizer.step(loss)}
+        return loss, {"critic": loss.detach()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -213,3 +227,8 @@ class Distil:
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         self.ema.load(state["ema"], state["updates"])
+
+
+def _noise(seeds: list[int], shape: tuple[int, int, int, int]) -> Tensor:
+    """Noise [B,C,F,H,W] of samples, each from its own seed: nobody draws what is another process's."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

@@ -9,7 +9,7 @@ Legend: B samples, C latent channels, F latent frames, K chunks, P stored points
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,11 @@ from diag_core.geometry import tokens_per_frame
 
 from ..block_causal import token_mask
 from ..compilation import forward_of
+from ..distributed import own_parts
 from ..ema import EMA
 from ..losses import ode_loss
-from ..optimize import Optimizer
+from ..optimize import Losses, Optimizer
+from ..parallelize import parallelize
 from ..precision import PRECISIONS, flow_of
 from ..recipes.distillation import OdeInitRecipe
 from ..roles import trained
@@ -34,12 +36,12 @@ class OdeInit:
     """The task of the trainer.
 
     Args:
-        student: begun as the teacher; trained in place.
+        student: begun as the teacher; trained in place, and sharded in place over the processes there are.
         pairs: trajectories.
         encode: prompts -> [B,L,text_dim].
 
     Raises:
-        ValueError: videos of no whole number of chunks.
+        ValueError: videos of no whole number of chunks; a batch that does not divide over processes and micro batches.
     """
 
     def __init__(self, recipe: OdeInitRecipe, student: WanDiT, pairs: OdePairs, encode: Encode) -> None:
@@ -47,6 +49,9 @@ class OdeInit:
         if frames % recipe.chunk_frames:
             raise ValueError(f"recipe: chunk_frames must divide the videos' {frames} latent frames")
         self.recipe, self.student, self.pairs, self.encode = recipe, trained(student), pairs, encode
+        self.parts = own_parts(recipe.batch, recipe.micro_batch)
+        self.precision = PRECISIONS[recipe.precision]
+        parallelize(self.student, precision=self.precision, checkpointing=recipe.checkpointing)
         self.forward = forward_of(self.student, compiled=recipe.compiled)
         self.optimizer = Optimizer(
             self.student,
@@ -61,18 +66,30 @@ class OdeInit:
         self.mask = token_mask(frames, tokens_per_frame(height, width), recipe.chunk_frames, cache).to(student.device)
 
     def update(self, step: int) -> dict[str, Tensor]:
-        recipe, device = self.recipe, self.student.device
+        means, norm = self.optimizer.step(map(self._losses, self._draws(step)), len(self.parts))
+        self.ema.update(self.student)
+        return means | {"gradient_norm": norm}
+
+    def _draws(self, step: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Numbers of trajectories [B] and of their points [B,K], of this process's micro batches."""
+        recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, step])
         index = rng.integers(len(self.pairs.prompts), size=recipe.batch)
+        points, frames = self.pairs.points.shape[1], self.pairs.points.shape[3]
+        pick_BK = draw_picks(rng, recipe.batch, frames // recipe.chunk_frames, points)
+        for part in self.parts:
+            yield index[part], pick_BK[part]
+
+    def _losses(self, draw: tuple[np.ndarray, Tensor]) -> Losses:
+        recipe, device = self.recipe, self.student.device
+        index, pick_BK = draw
         points_BPCFHW = self.pairs.points[torch.from_numpy(index)].float()
-        point_BCFHW, sigma_BF = draw_points(points_BPCFHW, self.pairs.sigmas, recipe.chunk_frames, rng)
+        point_BCFHW, sigma_BF = points_at(points_BPCFHW, self.pairs.sigmas, recipe.chunk_frames, pick_BK)
         context = self.encode([self.pairs.prompts[i] for i in index]).to(device)
         point, sigma = point_BCFHW.to(device), sigma_BF.to(device)
-        flow = flow_of(self.forward, point, sigma, context, precision=PRECISIONS[recipe.precision], mask=self.mask)
+        flow = flow_of(self.forward, point, sigma, context, precision=self.precision, mask=self.mask)
         loss = ode_loss(flow, point, sigma[:, None, :, None, None], points_BPCFHW[:, -1].to(device))
-        norm = self.optimizer.step(loss)
-        self.ema.update(self.student)
-        return {"ode": loss, "gradient_norm": norm}
+        return loss, {"ode": loss.detach()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -88,12 +105,16 @@ class OdeInit:
         self.ema.load(state["ema"], state["updates"])
 
 
-def draw_points(
-    points_BPCFHW: Tensor, sigmas_P: Tensor, chunk_frames: int, rng: np.random.Generator
+def draw_picks(rng: np.random.Generator, batch: int, chunks: int, points: int) -> Tensor:
+    """The number of a stored point for every chunk, not of the end: [B,K]."""
+    return torch.from_numpy(rng.integers(points - 1, size=(batch, chunks)))
+
+
+def points_at(
+    points_BPCFHW: Tensor, sigmas_P: Tensor, chunk_frames: int, pick_BK: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A stored point for every chunk, not the end: latents [B,C,F,H,W] and their levels [B,F]."""
-    batch, points, _, frames = points_BPCFHW.shape[:4]
-    pick_BK = torch.from_numpy(rng.integers(points - 1, size=(batch, frames // chunk_frames)))
+    """The picked point of every chunk: latents [B,C,F,H,W] and their levels [B,F]."""
+    batch, _, _, frames = points_BPCFHW.shape[:4]
     pick_BF = pick_BK.repeat_interleave(chunk_frames, 1)
     by_frame = points_BPCFHW.transpose(2, 3).transpose(1, 2)  # [B,F,P,C,H,W]
     chosen = by_frame[torch.arange(batch)[:, None], torch.arange(frames)[None], pick_BF]  # [B,F,C,H,W]
