@@ -237,13 +237,13 @@ def test_a_dry_run_says_all_of_it_and_writes_nothing(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["stage2", "--generator", str(files.generator), "--teacher", str(files.teacher), "--out",
-               str(tmp_path / "out"), "--dry-run", "--gpus", "4", "--gpu-memory", "80", "--device", "cpu"]  # fmt: skip
+               str(tmp_path / "out"), "--dry-run", "--gpus", "2", "--gpu-memory", "80", "--device", "cpu"]  # fmt: skip
     assert main([*command, "--embeddings", str(files.embeddings), "--tflops", "100", *SMALL]) == 0
     shown = capsys.readouterr().out
     count = sum(p.numel() for p in random_dit().parameters())
     assert f"generator: {files.generator}, {count:,} parameters, width 128, 1 blocks, float32" in shown
-    assert "memory of each of 4 GPUs" in shown and "of 80.0 GiB" in shown and "activations, checkpointed" in shown
-    assert "at 100 TFLOP/s on each of 4 GPUs (an estimate, not measured)" in shown
+    assert "memory of each of 2 GPUs" in shown and "of 80.0 GiB" in shown and "activations, checkpointed" in shown
+    assert "at 100 TFLOP/s on each of 2 GPUs (an estimate, not measured)" in shown
     assert "an iteration (a generator update every 5)" in shown and "WRONG" not in shown
     # All that is wrong is listed, not the first fault alone.
     assert main([*command, "--critic", str(tmp_path / "none.pt"), *SMALL]) == 2

@@ -96,11 +96,16 @@ class WanOdeInitRecipe(OdeInitRecipe):
     video: VideoSize = field(default_factory=VideoSize)
     batch: int = 64
     """videos of an update, on all GPUs together"""
+    micro_batch: int = 1
+    """videos of a forward on one GPU, whose gradients add up to the batch's; 0 takes the GPU's share at once"""
+    checkpointing: bool = True
+    """keep fewer activations and compute them again: less memory, a third more time"""
     sample_prompts: int = 4
     """prompts that are sampled then, the first of the embeddings"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.micro_batch >= 0, "micro_batch", "must be 0 or more", self.micro_batch)
         _check_chunks(self.video, self.chunk_frames)
 
 
@@ -112,6 +117,8 @@ class WanDistilRecipe(DistilRecipe):
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     negative_prompt: str = WAN_NEGATIVE_PROMPT
     """what the real score's guidance leads away from; it must be among the embeddings"""
+    micro_batch: int = 1
+    """videos of a forward on one GPU, whose gradients add up to the batch's; 0 takes the GPU's share at once"""
     checkpointing: bool = True
     """keep fewer activations and compute them again: less memory, a third more time"""
     weights_precision: str = "bf16"
@@ -122,6 +129,7 @@ class WanDistilRecipe(DistilRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.micro_batch >= 0, "micro_batch", "must be 0 or more", self.micro_batch)
         _check_chunks(self.video, self.chunk_frames)
         _check_precision(self.weights_precision)
 

@@ -74,7 +74,6 @@ def _add_stage(command: argparse.ArgumentParser) -> None:
     group.add_argument("--dry-run", action="store_true", help="check everything, print memory, work and time, and stop")
     group.add_argument("--gpus", type=int, metavar="N", help="GPUs in all, for the estimates (default: those seen)")
     group.add_argument("--gpu-memory", type=float, metavar="GIB", help="of each (default: as seen)")
-    group.add_argument("--at-once", type=int, metavar="N", help="videos on a GPU at a time, for the estimates")
     group.add_argument(
         "--tflops", type=float, default=TFLOPS, metavar="X", help="reached by a GPU, for the times (default: 300)"
     )
@@ -110,7 +109,7 @@ def _stage(options: argparse.Namespace) -> None:
         print(listing(recipe))  # noqa: T201 - this is the command line
         return
     device, part = _device(options.device), _part(options.part)
-    for name in ("gpus", "gpu_memory", "at_once", "tflops"):
+    for name in ("gpus", "gpu_memory", "tflops"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
@@ -127,7 +126,6 @@ def _stage(options: argparse.Namespace) -> None:
         vae=options.vae,
         gpus=options.gpus or max(1, torch.cuda.device_count() if options.dry_run else 1),
         gpu_memory=options.gpu_memory * GIB if options.gpu_memory else _memory(device),
-        at_once=options.at_once,
     )
     inputs = examine(setup)
     if options.dry_run:

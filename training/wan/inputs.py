@@ -42,8 +42,6 @@ class Setup:
     gpus: int = 1
     gpu_memory: float | None = None
     """bytes of each GPU; None: not known, not checked"""
-    at_once: int | None = None
-    """videos on a GPU at a time; None: all of its share of the batch"""
 
     @property
     def pairs_folder(self) -> Path:
@@ -61,7 +59,9 @@ class Setup:
     @property
     def videos(self) -> int:
         """On a GPU at a time."""
-        return self.at_once or -(-self.recipe.batch // self.gpus)
+        if isinstance(self.recipe, WanOdePairsRecipe):
+            return self.recipe.batch
+        return self.recipe.micro_batch or -(-self.recipe.batch // self.gpus)
 
 
 @dataclass
@@ -95,6 +95,10 @@ def examine(setup: Setup) -> Inputs:
         _open_pairs(inputs, setup)
     if setup.vae is not None and not setup.vae.exists():
         inputs.wrong.append(f"--vae {setup.vae}: there is no such file")
+    if not isinstance(setup.recipe, WanOdePairsRecipe) and setup.recipe.batch % setup.gpus:
+        inputs.wrong.append(
+            f"batch={setup.recipe.batch} does not divide over {setup.gpus} GPUs: give a multiple of their number"
+        )
     _check_memory(inputs, setup)
     _check_disk(inputs, setup)
     return inputs
@@ -249,9 +253,9 @@ def _advice(recipe: WanRecipe, setup: Setup) -> str:
         ways = ["batch=1"] if recipe.batch > 1 else ["weights_precision=bf16", "a smaller teacher"]
     else:
         if setup.videos > 1:
-            ways.append("fewer videos on a GPU at a time (a smaller batch, or more GPUs)")
+            ways.append("micro_batch=1")
+        ways += [] if recipe.checkpointing else ["checkpointing=true"]
         if isinstance(recipe, WanDistilRecipe):
-            ways += [] if recipe.checkpointing else ["checkpointing=true"]
             ways += [] if recipe.lora.rank else ["lora.rank=64"]
         ways += ["more GPUs", "a smaller video (video.width, video.height, video.latent_frames)"]
     return f"Ways: {', '.join(ways)}"

@@ -171,7 +171,10 @@ def init_memory(recipe: WanOdeInitRecipe, student: WanConfig, *, gpus: int, vide
     )
     copies = _BF16 * count if gpus == 1 else 0
     return Memory(
-        lines=lines, kept=videos * activations(student, tokens) + copies, checkpointed=None, checkpointing=False
+        lines=lines,
+        kept=videos * activations(student, tokens) + copies,
+        checkpointed=videos * checkpointed_activations(student, tokens, tokens),
+        checkpointing=recipe.checkpointing,
     )
 
 

@@ -34,8 +34,8 @@ def lines(setup: Setup, inputs: Inputs, tflops: float) -> Iterator[str]:
 def _memory(setup: Setup, inputs: Inputs) -> Iterator[str]:
     memory, recipe = inputs.memory, setup.recipe
     assert memory is not None
-    videos = recipe.batch if isinstance(recipe, WanOdePairsRecipe) else setup.videos
-    yield (f"memory of each of {setup.gpus} GPUs, {recipe.precision} forwards, {videos} videos at a time (an estimate)")
+    videos = f"{setup.videos} video{'s' if setup.videos > 1 else ''}"
+    yield f"memory of each of {_gpus(setup)}, {recipe.precision} forwards, {videos} at a time (an estimate)"
     for line in memory.lines:
         yield f"  {line.name:<28} {line.bytes / GIB:8.2f} GiB"
     used = "  <- used" if memory.checkpointed is not None else ""
@@ -52,7 +52,7 @@ def _memory(setup: Setup, inputs: Inputs) -> Iterator[str]:
 
 def _work(setup: Setup, inputs: Inputs, tflops: float) -> Iterator[str]:
     recipe, rate = setup.recipe, setup.gpus * tflops * TERA
-    yield f"work and time, at {tflops:g} TFLOP/s on each of {setup.gpus} GPUs (an estimate, not measured)"
+    yield f"work and time, at {tflops:g} TFLOP/s on each of {_gpus(setup)} (an estimate, not measured)"
     if isinstance(recipe, WanOdePairsRecipe):
         pair = pair_work(recipe, inputs.headers["teacher"].config)
         count = recipe.shards * recipe.pairs_a_shard
@@ -75,6 +75,10 @@ def _work(setup: Setup, inputs: Inputs, tflops: float) -> Iterator[str]:
         )
     hours = recipe.steps * step / tflops / TERA / 3600
     yield f"  all {recipe.steps} iterations: {_time(recipe.steps * step / rate)}, {hours:,.0f} GPU hours"
+
+
+def _gpus(setup: Setup) -> str:
+    return f"{setup.gpus} GPU{'s' if setup.gpus > 1 else ''}"
 
 
 def _time(seconds: float) -> str:

@@ -193,4 +193,6 @@ def pair_work(recipe: WanOdePairsRecipe, teacher: WanConfig) -> float:
 
 def init_work(recipe: WanOdeInitRecipe, student: WanConfig) -> float:
     """FLOPs of one video of an update. The mask is counted as if nothing were skipped, as a dense kernel does it."""
-    return whole(student, recipe.video, timesteps=recipe.video.latent_frames).trained(checkpointing=False)
+    return whole(student, recipe.video, timesteps=recipe.video.latent_frames).trained(
+        checkpointing=recipe.checkpointing
+    )
