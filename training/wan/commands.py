@@ -9,9 +9,10 @@ import torch
 
 from diag_core.settings import WAN_NEGATIVE_PROMPT
 
+from ..distributed import agreement, rank, session, world_size
 from ..fields import listing
 from ..overrides import with_overrides
-from ..recipes.wan import RECIPES
+from ..recipes.wan import RECIPES, WanRecipe
 from . import stages
 from .embeddings import make_embeddings
 from .export import DTYPES, export
@@ -72,7 +73,7 @@ def _add_stage(command: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=Path, default=Path("runs/wan"), metavar="FOLDER", help="default: %(default)s")
     group = command.add_argument_group("machine")
     group.add_argument("--dry-run", action="store_true", help="check everything, print memory, work and time, and stop")
-    group.add_argument("--gpus", type=int, metavar="N", help="GPUs in all, for the estimates (default: those seen)")
+    group.add_argument("--gpus", type=int, metavar="N", help="GPUs in all, for --dry-run (default: those seen)")
     group.add_argument("--gpu-memory", type=float, metavar="GIB", help="of each (default: as seen)")
     group.add_argument(
         "--tflops", type=float, default=TFLOPS, metavar="X", help="reached by a GPU, for the times (default: 300)"
@@ -113,7 +114,27 @@ def _stage(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}")
-    setup = Setup(
+    if options.dry_run:
+        gpus = options.gpus or max(1, torch.cuda.device_count())
+        setup = _setup(options, recipe, gpus, device)
+        inputs = examine(setup)
+        print("\n".join(lines(setup, inputs, options.tflops)))  # noqa: T201
+        if inputs.wrong:
+            raise ValueError(f"{len(inputs.wrong)} of these would stop the training: see WRONG above")
+        return
+    with session(device) as own:
+        setup = _setup(options, recipe, world_size(), own)
+        with agreement():
+            inputs = examine(setup)
+            if inputs.wrong:
+                raise ValueError(inputs.wrong[0])
+        if world_size() > 1 and part == (0, 1):
+            part = rank(), world_size()
+        stages.run(setup, inputs, device=own, part=part)
+
+
+def _setup(options: argparse.Namespace, recipe: WanRecipe, gpus: int, device: torch.device) -> Setup:
+    return Setup(
         stage=options.command,
         recipe=recipe,
         out=options.out,
@@ -124,18 +145,9 @@ def _stage(options: argparse.Namespace) -> None:
         critic=options.critic,
         pairs=options.pairs,
         vae=options.vae,
-        gpus=options.gpus or max(1, torch.cuda.device_count() if options.dry_run else 1),
+        gpus=gpus,
         gpu_memory=options.gpu_memory * GIB if options.gpu_memory else _memory(device),
     )
-    inputs = examine(setup)
-    if options.dry_run:
-        print("\n".join(lines(setup, inputs, options.tflops)))  # noqa: T201
-        if inputs.wrong:
-            raise ValueError(f"{len(inputs.wrong)} of these would stop the training: see WRONG above")
-        return
-    if inputs.wrong:
-        raise ValueError(inputs.wrong[0])
-    stages.run(setup, inputs, device=device, part=part)
 
 
 def _export(options: argparse.Namespace) -> None:

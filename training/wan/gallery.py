@@ -15,6 +15,7 @@ from diag_core import CacheConfig, SeededNoise, WanDiT, generate
 from diag_core.checkpoint import PRESETS, CheckpointSettings, LoadedCheckpoint
 from diag_core.cli.models import load_vae
 
+from ..distributed import agreement, from_main, is_main
 from ..ema import EMA
 from ..io import save_json
 from ..metrics import pixel_health
@@ -60,10 +61,12 @@ class WanGallery:
     def teacher(self) -> dict[str, float]:
         """Health of the teacher's videos, sampled once."""
         path = self.folder / "teacher.json"
-        if not path.exists():
+        if not from_main(path.exists()):
             pixels = self._sample(self._teacher.model, self._teacher.settings or PRESETS["wan"])
-            save_videos(self.folder / "samples", "teacher", pixels)
-            save_json(path, pixel_health(pixels))
+            with agreement():
+                if is_main():
+                    save_videos(self.folder / "samples", "teacher", pixels)
+                    save_json(path, pixel_health(pixels))
         health = json.loads(path.read_text(encoding="utf-8"))
         return {name: float(value) for name, value in health.items()}
 

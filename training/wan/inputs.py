@@ -296,6 +296,7 @@ def _disk(inputs: Inputs, setup: Setup) -> dict[str, int]:
     if isinstance(recipe, WanDistilRecipe) and "critic" in configs:
         state += 12 * parameters(configs["critic"])
         if recipe.lora.rank:
-            state = 8 * count + 4 * parameters(configs["critic"])
+            frozen = 2 if recipe.weights_precision == "bf16" else 4
+            state = frozen * count + (frozen if recipe.lora.critic else 12) * parameters(configs["critic"])
             state += 16 * lora_parameters(configs["generator"], recipe.lora)
     return {"two saved states": 2 * state, "the result": 4 * count}

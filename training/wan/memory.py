@@ -154,7 +154,7 @@ def _trained(
         Line(f"{name}: optimizer", 2 * _FP32 * trained / gpus),
     ]
     if averaged:
-        lines.append(Line(f"{name}: average (EMA)", _FP32 * (count + trained if adapted else count) / gpus))
+        lines.append(Line(f"{name}: average (EMA)", _FP32 * trained / gpus))
     return lines
 
 

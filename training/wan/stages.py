@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from diag_core import WanDiT
 from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, load_dit, save_dit
+from diag_core.state_dict import strip_wrappers
 
+from ..distributed import agreement, from_main, gathered, is_main
 from ..ema import EMA
 from ..recipes.wan import LoraRecipe, WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe
 from ..roles import Roles
@@ -44,7 +48,7 @@ _LICENSE = "Apache-2.0"
 
 
 def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, int] = (0, 1)) -> None:
-    """Runs a stage whose inputs were examined and are right.
+    """Runs a stage whose inputs were examined and are right; all processes of a `session` together.
 
     Raises:
         ValueError: the folder holds the work of another recipe or other inputs.
@@ -52,12 +56,15 @@ def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, 
         OSError: a full disk, say; nothing is left half written.
     """
     recipe = setup.recipe
-    if isinstance(recipe, WanDistilRecipe) and recipe.lora.rank:
-        require_peft()
-    begin(setup.pairs_folder if isinstance(recipe, WanOdePairsRecipe) else setup.folder, recipe, _identities(setup))
+    with agreement():
+        if isinstance(recipe, WanDistilRecipe) and recipe.lora.rank:
+            require_peft()
+        if is_main():
+            folder = setup.pairs_folder if isinstance(recipe, WanOdePairsRecipe) else setup.folder
+            begin(folder, recipe, _identities(setup))
     if isinstance(recipe, WanOdePairsRecipe):
         _make_pairs(recipe, setup, inputs, device, part)
-    elif setup.result.exists():
+    elif from_main(setup.result.exists()):
         log.info("%s is there already", setup.result)
     elif isinstance(recipe, WanOdeInitRecipe):
         _init(recipe, setup, inputs, device)
@@ -149,13 +156,21 @@ def _train(
             count=recipe.sample_prompts, folder=setup.folder, device=device,
         )  # fmt: skip
     train(setup.stage, task, recipe, setup.folder, gallery=gallery)
-    average = ema.state_dict()
-    if lora is not None:
-        metadata = {"kind": "lora", "settings": json.dumps(settings.to_dict(), ensure_ascii=False)}
-        save_lora(lora_path(setup.result), lora_tensors(average, lora), metadata, dtype=torch.float32)
-        average = merged(average, lora)
-    save_dit(setup.result, average, model.config, settings, dtype=torch.float32)
-    log.info("%s: %s is written", setup.stage, setup.result)
+    # The average may be of what is trained alone; what is not is the model's own.
+    weights = {} if lora is None else gathered(_plain(model.state_dict()))
+    weights |= gathered(_plain(ema.state_dict()))
+    with agreement():
+        if is_main():
+            if lora is not None:
+                metadata = {"kind": "lora", "settings": json.dumps(settings.to_dict(), ensure_ascii=False)}
+                save_lora(lora_path(setup.result), lora_tensors(weights, lora), metadata, dtype=torch.float32)
+                weights = merged(weights, lora)
+            save_dit(setup.result, weights, model.config, settings, dtype=torch.float32)
+            log.info("%s: %s is written", setup.stage, setup.result)
+
+
+def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {strip_wrappers(name): tensor for name, tensor in weights.items()}
 
 
 def _load(path: Path | None, dtype: torch.dtype, device: torch.device, lora: Path | None = None) -> LoadedCheckpoint:
