@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's trained parameters, kept in float32, and sharded where they are."""
+"""Exponential moving average of a model's parameters, kept in float32, and sharded where they are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .parallelize import weights_of
 
 
 class EMA:
-    """Average of what is trained; the decay rises from 0 as (1 + n) / (10 + n), so that the first steps do not linger.
+    """Average of the parameters; the decay rises from 0 as (1 + n) / (10 + n), so that the first steps do not linger.
 
     Args:
         model: its parameters are the first average.

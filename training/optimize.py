@@ -19,7 +19,7 @@ class Optimizer:
     """Steps one model. The warm-up counts the optimizer's own steps, so it is part of the state.
 
     Args:
-        model: as it is trained: sharded before, where it is.
+        model: sharded already, if it is to be; parameters that ask for gradients are trained.
         clip: largest gradient norm, of all shards together.
         warmup_steps: over which the learning rate rises from 0.
     """
@@ -34,7 +34,7 @@ class Optimizer:
         clip: float,
         warmup_steps: int,
     ) -> None:
-        self.weights = weights_of(model)
+        self.weights = {name: p for name, p in weights_of(model).items() if p.requires_grad}
         self.learning_rate, self.clip, self.warmup_steps = learning_rate, clip, warmup_steps
         self.steps = 0
         self.adam = torch.optim.AdamW(

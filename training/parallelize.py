@@ -75,5 +75,5 @@ def shard(model: WanDiT, precision: torch.dtype) -> WanDiT:
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that are trained, by the names that the state dict has, whatever wraps the blocks."""
-    return {name.replace(_WRAPPER, ""): p for name, p in model.named_parameters() if p.requires_grad}
+    """Parameters by the names that the state dict has, whatever wraps the blocks."""
+    return {name.replace(_WRAPPER, ""): p for name, p in model.named_parameters()}

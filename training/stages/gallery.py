@@ -14,6 +14,7 @@ from diag_core.vae import TinyVAE
 from ..classifier import DigitClassifier
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import held_out_scenes, to_prompt
+from ..distributed import agreement, from_main, is_main
 from ..ema import EMA
 from ..evaluate import score_videos
 from ..io import save_json
@@ -57,12 +58,14 @@ class DigitsGallery:
     def teacher(self) -> dict[str, float]:
         """Health of the teacher's videos, sampled once."""
         path = self.folder / "teacher.json"
-        if not path.exists():
+        if not from_main(path.exists()):
             assert self._teacher.settings is not None
             pixels, health = self._look(self._teacher, self._teacher.settings)
-            save_videos(self.folder / "samples", "teacher", pixels, fps=self.data.fps)
-            save_json(path, health)
-        health = json.loads(path.read_text(encoding="utf-8"))
+            with agreement():
+                if is_main():
+                    save_videos(self.folder / "samples", "teacher", pixels, fps=self.data.fps)
+                    save_json(path, health)
+        health = from_main(json.loads(path.read_text(encoding="utf-8")) if is_main() else {})
         return {name: float(value) for name, value in health.items()}
 
     def sample(self) -> tuple[Tensor, dict[str, float]]:

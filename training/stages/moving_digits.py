@@ -30,6 +30,7 @@ from diag_core.geometry import latent_frames, latent_size
 
 from ..classifier import load_classifier
 from ..data.prompts import random_prompt, sample_scene
+from ..distributed import agreement, gathered, is_main, session, world_size
 from ..ema import EMA
 from ..io import save_json
 from ..recipes.distillation import DistilRecipe, LoopRecipe
@@ -182,7 +183,10 @@ class Pipeline:
             folder=folder,
         )  # fmt: skip
         train(name, task, recipe, folder, gallery=gallery)
-        save_dit(result, ema.state_dict(), model.config, settings, dtype=torch.bfloat16)
+        average = gathered(ema.state_dict(), torch.bfloat16)
+        with agreement():
+            if is_main():
+                save_dit(result, average, model.config, settings, dtype=torch.bfloat16)
 
     def _settings(self, recipe: DistilRecipe, stage: str) -> CheckpointSettings:
         return recipe.settings(title=f"{self.recipe.title}, {stage}", license=self.recipe.license, text_encoder="demo")
@@ -227,21 +231,28 @@ STAGES = {
     "export": Pipeline.export,
     "evaluate": Pipeline.evaluate,
 }
+SHARDED = ("ode-init", "stage1", "stage2")
+"""stages for any number of processes"""
 
 
 def run(recipe: MovingDigitsRecipe, folder: Path, *, device: torch.device, only: str | None = None) -> None:
-    """All stages in order, or one of `STAGES`.
+    """All stages in order, or one of `STAGES`. Those that distil run on as many processes as torchrun starts.
 
     Raises:
-        ValueError: an input is missing or does not fit, or the folder holds the work of another recipe.
+        ValueError: an input is missing or does not fit, the folder holds the work of another recipe, or many processes
+            are to run a stage that is for one.
         Collapse: training has gone wrong.
         OSError: a full disk, say; nothing is left half written.
     """
-    pipeline = Pipeline(recipe, folder, device)
-    for name, stage in STAGES.items():
-        if only in (None, name):
-            log.info("stage %s", name)
-            stage(pipeline)
+    with session(device) as own:
+        pipeline = Pipeline(recipe, folder, own)
+        for name, stage in STAGES.items():
+            if only in (None, name):
+                log.info("stage %s", name)
+                with agreement():
+                    if world_size() > 1 and name not in SHARDED:
+                        raise ValueError(f"the stage {name} is for one process: run it without torchrun first")
+                stage(pipeline)
 
 
 def _made_with(report: Path) -> Any:

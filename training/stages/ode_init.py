@@ -110,9 +110,7 @@ def draw_picks(rng: np.random.Generator, batch: int, chunks: int, points: int) -
     return torch.from_numpy(rng.integers(points - 1, size=(batch, chunks)))
 
 
-def points_at(
-    points_BPCFHW: Tensor, sigmas_P: Tensor, chunk_frames: int, pick_BK: Tensor
-) -> tuple[Tensor, Tensor]:
+def points_at(points_BPCFHW: Tensor, sigmas_P: Tensor, chunk_frames: int, pick_BK: Tensor) -> tuple[Tensor, Tensor]:
     """The picked point of every chunk: latents [B,C,F,H,W] and their levels [B,F]."""
     batch, _, _, frames = points_BPCFHW.shape[:4]
     pick_BF = pick_BK.repeat_interleave(chunk_frames, 1)
