@@ -13,6 +13,7 @@ whole window from 0 (as LongLive does).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -171,6 +172,16 @@ class KVCache:
         end = self._visible(first + frames) * self.tokens
         return self.k[layer][:, :end], self.v[layer][:, :end]
 
+    def placement(self) -> tuple[Tensor, int]:
+        """For a model that writes keys and values itself: the slot of each latent frame of the placed chunk, int32 on
+        the cache's device, and how many tokens at the beginning of the storage are attended to."""
+        assert self._placed is not None, "place() the chunk first"
+        self._allocate()
+        start, frames = self._placed
+        first = start - self.origin
+        slots = tuple(slot + i for _, slot, length in self._runs(first, frames) for i in range(length))
+        return _on_device(slots, self.device), self._visible(first + frames) * self.tokens
+
     # -- used by the sampler ------------------------------------------------------------------------------------------
 
     @property
@@ -291,3 +302,9 @@ class Snapshot:
     def join(self, layer: int, k: Tensor, v: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
         k = rotate(k, turn)
         return torch.cat((self.k[layer].to(k.dtype), k), 1), torch.cat((self.v[layer].to(v.dtype), v), 1)
+
+
+@lru_cache(maxsize=64)
+def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.int32).to(device)

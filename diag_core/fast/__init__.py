@@ -1,0 +1,9 @@
+"""The GPU path: fused weights, fused kernels and CUDA graphs over the same model, cache and sampler.
+
+It is a model to the sampler like any other (`FastDiT`), and gives the plain path's results up to rounding. Where it
+would not (`why_not`), the plain path runs.
+"""
+
+from .model import FastDiT, why_not
+
+__all__ = ["FastDiT", "why_not"]
