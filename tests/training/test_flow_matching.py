@@ -109,12 +109,19 @@ def test_the_loss_is_that_of_the_flow() -> None:
 
 
 def test_noise_levels_are_logit_normal_before_the_shift() -> None:
-    recipe = replace(SMALL, shift=3.0, spread=1.2)
+    recipe = replace(SMALL, shift=3.0, spread=1.2, chunk_noise=0.0)
     sigma = draw_sigmas(recipe, 20_000, [0], torch.Generator().manual_seed(0))
     assert sigma.shape == (20_000, 1) and sigma.min() > 0 and sigma.max() < 1
     assert sigma.median() == pytest.approx(3 / 4, abs=0.01)  # 3 s / (1 + 2 s) at s = 1/2
     logits = (sigma / (3 - 2 * sigma)).logit()
     assert logits.std() == pytest.approx(1.2, abs=0.03)
+
+
+def test_levels_of_single_chunks_have_a_law_of_their_own() -> None:
+    recipe = replace(SMALL, chunk_noise=1.0, chunk_shift=1.0, chunk_spread=2.5)
+    sigma = draw_sigmas(recipe, 20_000, [0, 3], torch.Generator().manual_seed(0))
+    assert sigma.median() == pytest.approx(0.5, abs=0.02) and sigma.logit().std() == pytest.approx(2.5, abs=0.05)
+    assert abs(torch.corrcoef(sigma.T)[0, 1]) < 0.03
 
 
 def test_a_share_of_videos_has_a_noise_level_for_every_chunk() -> None:

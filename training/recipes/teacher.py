@@ -50,6 +50,9 @@ class FlowMatchingRecipe:
     """of the noise levels trained on"""
     spread: float = 1.2
     """standard deviation of the noise levels' logits, before the shift"""
+    chunk_shift: float = 1.0
+    chunk_spread: float = 2.5
+    """the same for videos with a level a chunk: wide, so that nearly clean chunks stand beside nearly drowned ones"""
     ema: float = 0.998
     compiled: bool = False
     """fuse small operations with torch.compile, which needs a C++ compiler: a quarter faster on a CPU, and other last
@@ -66,7 +69,7 @@ class FlowMatchingRecipe:
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"recipe: {name} must be from 0 to 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip", "shift", "spread"):
+        for name in ("learning_rate", "clip", "shift", "spread", "chunk_shift", "chunk_spread"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"recipe: {name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.sparse_of[0] <= self.sparse_of[1] > 0:

@@ -81,10 +81,11 @@ def draw_sigmas(
     A share `chunk_noise` of the batch has one a chunk, the rest one a video.
     """
     chunk_F = torch.tensor(positions) // _CHUNK_FRAMES
-    logits = torch.randn(batch, int(chunk_F.max()) + 1, generator=generator).mul(recipe.spread)
-    alike = torch.randperm(batch, generator=generator)[round(recipe.chunk_noise * batch) :]
-    logits[alike] = logits[alike, :1]
-    return shift_sigma(logits.sigmoid(), recipe.shift)[:, chunk_F]
+    one_a_video = torch.randperm(batch, generator=generator)[round(recipe.chunk_noise * batch) :]
+    logits = torch.randn(batch, int(chunk_F.max()) + 1, generator=generator)
+    sigma = shift_sigma(logits.mul(recipe.chunk_spread).sigmoid(), recipe.chunk_shift)
+    sigma[one_a_video] = shift_sigma(logits[one_a_video, :1].mul(recipe.spread).sigmoid(), recipe.shift)
+    return sigma[:, chunk_F]
 
 
 def draw_batch(recipe: FlowMatchingRecipe, data: LatentSet, step: int) -> Batch:
