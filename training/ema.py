@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's parameters, kept in float32, and sharded where they are."""
+"""Exponential moving average of what is trained of a model, kept in float32, and sharded where they are."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import local
-from .parallelize import weights_of
+from .parallelize import trained_weights
 
 
 class EMA:
-    """Average of the parameters; the decay rises from 0 as (1 + n) / (10 + n), so that the first steps do not linger.
+    """Average of trained weights; the decay rises from 0 as (1 + n) / (10 + n), so that the first steps do not linger.
 
     Args:
-        model: its parameters are the first average.
+        model: its weights are the first average, those of them that ask for gradients.
         decay: the largest decay.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.average = {name: p.detach().float().clone() for name, p in weights_of(model).items()}
+        self.average = {name: p.detach().float().clone() for name, p in trained_weights(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        weights = weights_of(model)
+        weights = trained_weights(model)
         averages = [local(average) for average in self.average.values()]
         torch._foreach_lerp_(averages, [local(weights[name]).float() for name in self.average], 1 - decay)
 
@@ -44,11 +44,11 @@ class EMA:
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """The model with the average in its parameters, whose own values come back unchanged.
+        """The model with the average in its weights, whose own values come back unchanged.
 
         They are copied in and out: whoever holds the parameters' storage, as sharding does, must see them.
         """
-        weights = weights_of(model)
+        weights = trained_weights(model)
         own = {name: p.detach().clone() for name, p in weights.items()}
         try:
             _fill(weights, self.average)

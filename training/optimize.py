@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .parallelize import weights_of
+from .parallelize import trained_weights
 
 Losses = tuple[Tensor, dict[str, Tensor]]
 """(what is minimised, what is logged): scalars, the latter without graph"""
@@ -34,7 +34,7 @@ class Optimizer:
         clip: float,
         warmup_steps: int,
     ) -> None:
-        self.weights = {name: p for name, p in weights_of(model).items() if p.requires_grad}
+        self.weights = trained_weights(model)
         self.learning_rate, self.clip, self.warmup_steps = learning_rate, clip, warmup_steps
         self.steps = 0
         self.adam = torch.optim.AdamW(

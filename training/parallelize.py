@@ -74,6 +74,6 @@ def shard(model: WanDiT, precision: torch.dtype) -> WanDiT:
     return model
 
 
-def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by the names that the state dict has, whatever wraps the blocks."""
-    return {name.replace(_WRAPPER, ""): p for name, p in model.named_parameters()}
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained of a model, by the names that the state dict has, whatever wraps the blocks."""
+    return {name.replace(_WRAPPER, ""): p for name, p in model.named_parameters() if p.requires_grad}

@@ -35,7 +35,10 @@ RECIPE = DistilRecipe(
 VARIANTS: dict[str, DistilRecipe] = {
     "plain": RECIPE,
     "micro": replace(
-        RECIPE, checkpointing=True, micro_batch=1, sample_every=2,
+        RECIPE,
+        checkpointing=True,
+        micro_batch=1,
+        sample_every=2,
         limits=HealthLimits(static=0, flashing=1e9, washed_out=0, harsh=1e9, saturated=1e9),
     ),
     "bf16": replace(RECIPE, precision="bf16", steps=1, learning_rate=1e-4, critic_learning_rate=1e-4),
