@@ -124,7 +124,11 @@ def test_the_schedule_is_edited_in_the_grid_undone_saved_and_reloaded(tab, serve
     assert essence(tab.saved()) == before
     change_back(tab, "Control+y", 1, 1)
     change_back(tab, "Control+y", 2, 0)
-    assert tab.widget(SCHEDULE, "steps") == edited
+    tab.page.wait_for_function(
+        "([kind, steps]) => app.graph.nodes.find((n) => n.type === kind)"
+        ".widgets.find((w) => w.name === 'steps').value === steps",
+        arg=[SCHEDULE, edited],
+    )
 
     tab.page.keyboard.press("Control+s")
     tab.page.get_by_role("dialog").get_by_role("textbox").fill("edited")
