@@ -30,6 +30,7 @@ from diag_core import WanDiT
 from diag_core.denoising import denoise_chunk
 from diag_core.noise_schedule import add_noise, shift_sigma
 
+from ..compilation import forward_of
 from ..data.latents import LatentSet
 from ..ema import EMA
 from ..io import load_state, save_state
@@ -215,7 +216,7 @@ def train(
     else:
         model.load_state_dict(initial)
     model.to(device)
-    forward: Model = torch.compile(model, dynamic=False) if recipe.compiled else model
+    forward: Model = forward_of(model, compiled=recipe.compiled)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
     )
