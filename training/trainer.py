@@ -8,6 +8,7 @@ loop knows nothing of losses and models: a `Task` has them.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Mapping
@@ -87,7 +88,7 @@ def train(
 
     Raises:
         Collapse: the run has gone wrong; the last saved state is from before.
-        ValueError: the saved state is damaged, or of another model.
+        ValueError: the saved state is damaged, or of another model; Weights & Biases is asked for and cannot be used.
         OSError: a full disk, say; the last saved state stays whole.
         SystemExit: one of these, on processes other than the first, which tells it.
     """
@@ -102,7 +103,7 @@ def train(
     if gallery is not None and recipe.sample_every:
         watch = HealthWatch(gallery.teacher(), recipe.limits, bad)
     with agreement():
-        book = Logbook(folder, done)
+        book = Logbook(folder, done, wandb=recipe.wandb, settings=dataclasses.asdict(recipe))
     pending: dict[str, list[Tensor]] = {}
     progress = Progress(time.monotonic(), done, done, recipe.steps)
     try:

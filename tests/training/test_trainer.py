@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -150,6 +153,68 @@ def test_without_tensorboard_the_log_is_there_all_the_same(tmp_path: Path, monke
     train("x", Counter(), RECIPE, tmp_path)
     assert steps_logged(tmp_path) == [2, 3, 4, 6, 7]
     assert not (tmp_path / "tensorboard").exists()
+
+
+class FakeWandb(ModuleType):
+    """The part of the library that is used; runs by their ids."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)
+        self.runs: dict[str, list[dict[str, float]]] = {}
+        self.begun: list[dict[str, Any]] = []
+        self.refuses = False
+
+    def init(self, **given: Any) -> FakeWandb:
+        if self.refuses:
+            raise RuntimeError("api_key not configured")
+        self.id = given["id"] or f"run{len(self.runs)}"
+        self.begun.append(given)
+        self.runs.setdefault(self.id, [])
+        return self
+
+    def define_metric(self, name: str, *, step_metric: str) -> None:
+        assert (name, step_metric) == ("*", "iteration")
+
+    def log(self, values: dict[str, float]) -> None:
+        self.runs[self.id].append(values)
+
+    def finish(self) -> None:
+        self.runs[self.id].append({})
+
+
+def test_weights_and_biases_get_the_numbers_where_a_recipe_names_a_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    train("x", Counter(), RECIPE, tmp_path / "without")
+    assert not fake.begun
+    recipe = replace(RECIPE, wandb="team/digits")
+    with pytest.raises(KeyboardInterrupt):
+        train("x", Counter(fail_at=5), recipe, tmp_path / "with")
+    train("x", Counter(), recipe, tmp_path / "with")  # goes on in the same run
+    assert [(given["entity"], given["project"], given["id"]) for given in fake.begun] == [
+        ("team", "digits", None), ("team", "digits", "run0")
+    ]  # fmt: skip
+    assert fake.begun[0]["config"]["steps"] == 7
+    assert [values.get("iteration") for values in fake.runs["run0"]] == [2, 3, 4, None, 4, 6, 7, None]
+    assert fake.runs["run0"][-2]["loss"] == read_log(tmp_path / "with")[-1]["loss"]
+
+
+def test_weights_and_biases_that_cannot_be_used_stop_a_run_before_its_first_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", fake := FakeWandb())
+    fake.refuses = True
+    task, recipe = Counter(fail_at=0), replace(RECIPE, wandb="digits")
+    with pytest.raises(ValueError, match=r"'digits' \(api_key not configured\). Log in with `wandb login`"):
+        train("x", task, recipe, tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else find(name, *more))
+    with pytest.raises(ValueError, match="pip install wandb, or leave the field empty"):
+        train("x", task, recipe, tmp_path)
 
 
 def test_the_average_is_lent_to_the_model_and_taken_back() -> None:

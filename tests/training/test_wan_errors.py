@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -177,6 +178,14 @@ def test_peft_is_asked_for_before_anything_is_loaded(stage, monkeypatch: pytest.
     assert "needs the library peft" in stage("stage1", "lora.rank=4")
 
 
+def test_weights_and_biases_is_asked_for_before_anything_is_loaded(
+    stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else find(name, *more))
+    assert "pip install wandb, or leave the field empty" in stage("stage1", "wandb=digits")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
@@ -228,7 +237,7 @@ def test_exports_that_cannot_be(files: Files, tmp_path: Path, capsys: pytest.Cap
     out.write_bytes(b"")
     assert "--overwrite" in told(files.teacher, out)
     (tmp_path / "run" / "stage1").mkdir(parents=True)
-    (tmp_path / "run" / "stage1" / "state.pt").write_bytes(b"")
+    (tmp_path / "run" / "stage1" / "recipe.json").write_bytes(b"")
     assert "no stage in it is finished" in told(tmp_path / "run", tmp_path / "b.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "run"]
 

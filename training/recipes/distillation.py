@@ -38,6 +38,8 @@ class LoopRecipe:
     """where a run counts as collapsed and stops"""
     precision: str = "bf16"
     """of activations: bf16 or fp32; weights and their averages are float32"""
+    wandb: str = ""
+    """a project of Weights & Biases, or entity/project, that the numbers go to as well; empty for none"""
 
     def __post_init__(self) -> None:
         for name in ("steps", "save_every", "log_every", "sample_prompts"):

@@ -11,7 +11,7 @@ from typing import Any
 from ..io import save_json
 
 FILE = "recipe.json"
-FREE = ("save_every", "log_every", "sample_every", "limits")
+FREE = ("save_every", "log_every", "sample_every", "limits", "wandb")
 """fields that weights do not depend on: they may be changed when a stage goes on"""
 
 

@@ -51,8 +51,8 @@ def find_result(path: Path) -> Path:
     for name in ("stage2", "stage2_longlive", "stage1", "ode_init"):
         if (path / f"{name}.safetensors").is_file():
             return path / f"{name}.safetensors"
-    unfinished = [name.name for name in sorted(path.glob("*/state*"))]
-    why = "no stage in it is finished: run the same command again, it goes on" if unfinished else "it holds no result"
+    begun = any(path.glob("*/recipe.json"))
+    why = "no stage in it is finished: run the same command again, it goes on" if begun else "it holds no result"
     raise ValueError(f"{path}: {why}. A result is ode_init, stage1 or stage2.safetensors")
 
 

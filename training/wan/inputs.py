@@ -11,6 +11,8 @@ from pathlib import Path
 from diag_core.checkpoint import CheckpointHeader, read_header
 from diag_core.state_dict import CheckpointError
 
+from ..boards import require_wandb
+from ..recipes.distillation import LoopRecipe
 from ..recipes.wan import WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe, WanRecipe
 from .embeddings import EmbeddingError, Embeddings
 from .memory import GIB, Memory, distil_memory, init_memory, lora_parameters, pairs_memory, parameters
@@ -99,6 +101,11 @@ def examine(setup: Setup) -> Inputs:
         inputs.wrong.append(
             f"batch={setup.recipe.batch} does not divide over {setup.gpus} GPUs: give a multiple of their number"
         )
+    if isinstance(setup.recipe, LoopRecipe) and setup.recipe.wandb:
+        try:
+            require_wandb()
+        except ValueError as error:
+            inputs.wrong.append(str(error))
     _check_memory(inputs, setup)
     _check_disk(inputs, setup)
     return inputs
