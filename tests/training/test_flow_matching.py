@@ -90,13 +90,13 @@ def test_training_lowers_the_loss_on_data_it_can_fit(tmp_path: Path) -> None:
     model.load_state_dict(train(recipe, data, encode, tmp_path))
     noise = torch.randn(4, 16, 6, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        loss = flow_matching_loss(model, torch.ones_like(noise), encode([""] * 4), torch.full((4, 6), 0.5), noise)
+        loss = flow_matching_loss(model, torch.ones_like(noise), encode([""] * 4), torch.full((4,), 0.5), noise)
     assert loss < 1  # predicting nothing gives 2
 
 
 def test_the_loss_is_that_of_the_flow() -> None:
     latents, noise = torch.randn(2, 2, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    sigma = torch.tensor([[0.25] * 3, [0.5, 0.75, 0.25]])
+    sigma = torch.tensor([0.25, 0.75])
     seen = {}
 
     def knows(x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, *, frame_positions: None) -> torch.Tensor:
@@ -104,33 +104,19 @@ def test_the_loss_is_that_of_the_flow() -> None:
         return noise - latents
 
     assert flow_matching_loss(knows, latents, encode(["", ""]), sigma, noise) == 0
-    assert seen["timestep"].tolist() == [[250] * 3, [500, 750, 250]]
-    torch.testing.assert_close(seen["x"][1, :, 1], 0.25 * latents[1, :, 1] + 0.75 * noise[1, :, 1])
+    assert seen["timestep"].tolist() == [250, 750]
+    torch.testing.assert_close(seen["x"][1], 0.25 * latents[1] + 0.75 * noise[1])
 
 
-def test_noise_levels_are_logit_normal_before_the_shift() -> None:
-    recipe = replace(SMALL, shift=3.0, spread=1.2, chunk_noise=0.0)
-    sigma = draw_sigmas(recipe, 20_000, [0], torch.Generator().manual_seed(0))
-    assert sigma.shape == (20_000, 1) and sigma.min() > 0 and sigma.max() < 1
-    assert sigma.median() == pytest.approx(3 / 4, abs=0.01)  # 3 s / (1 + 2 s) at s = 1/2
-    logits = (sigma / (3 - 2 * sigma)).logit()
+@pytest.mark.parametrize("images", [False, True])
+def test_noise_levels_are_logit_normal_before_the_shift(images: bool) -> None:
+    recipe = replace(SMALL, shift=9.0, image_shift=3.0, spread=1.2)
+    sigma = draw_sigmas(recipe, 20_000, torch.Generator().manual_seed(0), images=images)
+    shift = 3 if images else 9
+    assert sigma.shape == (20_000,) and sigma.min() > 0 and sigma.max() < 1
+    assert sigma.median() == pytest.approx(shift / (1 + shift), abs=0.01)  # shift s / (1 + (shift - 1) s) at s = 1/2
+    logits = (sigma / (shift - (shift - 1) * sigma)).logit()
     assert logits.std() == pytest.approx(1.2, abs=0.03)
-
-
-def test_levels_of_single_chunks_have_a_law_of_their_own() -> None:
-    recipe = replace(SMALL, chunk_noise=1.0, chunk_shift=1.0, chunk_spread=2.5)
-    sigma = draw_sigmas(recipe, 20_000, [0, 3], torch.Generator().manual_seed(0))
-    assert sigma.median() == pytest.approx(0.5, abs=0.02) and sigma.logit().std() == pytest.approx(2.5, abs=0.05)
-    assert abs(torch.corrcoef(sigma.T)[0, 1]) < 0.03
-
-
-def test_a_share_of_videos_has_a_noise_level_for_every_chunk() -> None:
-    recipe = replace(SMALL, chunk_noise=0.25)
-    sigma = draw_sigmas(recipe, 8, range(7), torch.Generator().manual_seed(0))
-    assert sorted(len(set(levels)) for levels in sigma.tolist()) == [1] * 6 + [3, 3]
-    assert all(len(set(levels[:3])) == len(set(levels[3:6])) == 1 for levels in sigma.tolist())
-    sparse = draw_sigmas(recipe, 4, (0, 3, 6), torch.Generator().manual_seed(0))
-    assert sorted(len(set(levels)) for levels in sparse.tolist()) == [1, 1, 1, 3]
 
 
 def test_sparse_steps_leave_out_latent_frames_and_say_where_the_others_are() -> None:

@@ -15,10 +15,10 @@ from .teacher import FlowMatchingRecipe
 
 
 def _motion(**changes: Any) -> FlowMatchingRecipe:
-    """Videos alone, at higher noise levels: those decide where things go."""
+    """Videos, and few single frames."""
     recipe = FlowMatchingRecipe(
         seed=1, image_steps=0, video_steps=3600, image_every=30, sparse_of=(2, 3), warmup_steps=50, cooldown=0.4,
-        pairs_from=0, pair_share=0.3, shift=5.0, chunk_noise=0.5,
+        pairs_from=0, pair_share=0.3,
     )  # fmt: skip
     return replace(recipe, **changes)
 

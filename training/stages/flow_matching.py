@@ -1,9 +1,8 @@
 """Flow matching of the bidirectional teacher: every latent frame attends to every other.
 
-A video has one noise level, as when it is sampled, or one a chunk (Diffusion Forcing, arXiv 2407.01392): beside a
-cleaner chunk the prompt alone says where the others are, so motion is learnt many times sooner. Levels are logit-normal
-before the shift (arXiv 2403.03206): the middle ones decide shape and motion, the ends are easy. Some samples are
-trained without their prompt, so that the teacher can be sampled with classifier-free guidance.
+A video has one noise level, as when it is sampled. Levels are logit-normal before the shift (arXiv 2403.03206): the
+middle ones decide shape and motion, the ends are easy. Some samples are trained without their prompt, so that the
+teacher can be sampled with classifier-free guidance.
 
 A step draws everything from the seed and its own number, so a run that was killed and resumed on the same machine gives
 the same weights as one that was not.
@@ -40,12 +39,9 @@ from ..recipes.teacher import FlowMatchingRecipe
 
 log = logging.getLogger(__name__)
 
-_CHUNK_FRAMES = 3
-"""latent frames that share a level where a video has several"""
-
 
 class Model(Protocol):
-    """latents [B,C,F,H,W], timestep [B,F], context [B,L,text_dim] -> flow [B,C,F,H,W]"""
+    """latents [B,C,F,H,W], timestep [B], context [B,L,text_dim] -> flow [B,C,F,H,W]"""
 
     def __call__(
         self, latents: Tensor, timestep: Tensor, context: Tensor, *, frame_positions: tuple[int, ...] | None
@@ -67,26 +63,17 @@ class Batch:
     prompts: list[str]
     """"" where the prompt is left out"""
     sigma: Tensor
-    """[B,F]"""
+    """[B]"""
     noise: Tensor
     """as `latents`"""
     frame_positions: tuple[int, ...] | None = None
     """of the latent frames, where some are left out"""
 
 
-def draw_sigmas(
-    recipe: FlowMatchingRecipe, batch: int, positions: Sequence[int], generator: torch.Generator
-) -> Tensor:
-    """Noise levels [B,F] in 0..1 of the latent frames at `positions`.
-
-    A share `chunk_noise` of the batch has one a chunk, the rest one a video.
-    """
-    chunk_F = torch.tensor(positions) // _CHUNK_FRAMES
-    one_a_video = torch.randperm(batch, generator=generator)[round(recipe.chunk_noise * batch) :]
-    logits = torch.randn(batch, int(chunk_F.max()) + 1, generator=generator)
-    sigma = shift_sigma(logits.mul(recipe.chunk_spread).sigmoid(), recipe.chunk_shift)
-    sigma[one_a_video] = shift_sigma(logits[one_a_video, :1].mul(recipe.spread).sigmoid(), recipe.shift)
-    return sigma[:, chunk_F]
+def draw_sigmas(recipe: FlowMatchingRecipe, batch: int, generator: torch.Generator, *, images: bool) -> Tensor:
+    """Noise levels [B] in 0..1, of single frames or of videos."""
+    logits = torch.randn(batch, generator=generator)
+    return shift_sigma(logits.mul(recipe.spread).sigmoid(), recipe.image_shift if images else recipe.shift)
 
 
 def draw_batch(recipe: FlowMatchingRecipe, data: LatentSet, step: int) -> Batch:
@@ -117,7 +104,7 @@ def draw_batch(recipe: FlowMatchingRecipe, data: LatentSet, step: int) -> Batch:
     return Batch(
         latents.float(),
         ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)],
-        draw_sigmas(recipe, size, positions or range(latents.shape[2]), generator),
+        draw_sigmas(recipe, size, generator, images=recipe.on_images(step)),
         torch.randn(latents.shape, generator=generator),
         positions,
     )
@@ -141,14 +128,14 @@ def flow_matching_loss(
     model: Model,
     latents: Tensor,
     context: Tensor,
-    sigma_BF: Tensor,
+    sigma_B: Tensor,
     noise: Tensor,
     frame_positions: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Mean squared error of the flow, in bfloat16 autocast; latents and noise [B,C,F,H,W], context [B,L,text_dim]."""
-    noisy = add_noise(latents, noise, sigma_BF[:, None, :, None, None])
+    noisy = add_noise(latents, noise, sigma_B[:, None, None, None, None])
     with torch.autocast(latents.device.type, torch.bfloat16):
-        flow = model(noisy, 1000 * sigma_BF, context, frame_positions=frame_positions)
+        flow = model(noisy, 1000 * sigma_B, context, frame_positions=frame_positions)
     return (flow.float() - (noise - latents)).square().mean()
 
 
