@@ -25,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         commands = {
-            "toy": _toy, "toy-teacher": _toy_teacher, "toy-evaluate": _toy_evaluate, "switch-study": _switch_study,
+            "toy": _toy, "toy-teacher": _toy_teacher, "toy-evaluate": _toy_evaluate, "toy-compare": _toy_compare,
+            "switch-study": _switch_study,
             **wan.COMMANDS,
         }  # fmt: skip
         commands[options.command](options)
@@ -81,6 +82,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--cfg", type=float, help="instead of the checkpoint's")
     evaluate.add_argument("--kv-noise", type=float, help="schedule timestep, instead of the checkpoint's")
     evaluate.add_argument("--json", type=Path, help="also write the scores there")
+
+    compare = commands.add_parser(
+        "toy-compare", help="score two schedules or checkpoints of moving digits on the same prompts and noise"
+    )
+    compare.add_argument("folder", type=Path, help="holds the checkpoints, vae.safetensors and classifier.safetensors")
+    compare.add_argument("--file", default="dit.safetensors", help="the checkpoint (default: %(default)s)")
+    compare.add_argument("--schedule", help="its step lists, instead of its own")
+    compare.add_argument("--against-file", help="the other checkpoint (default: the same)")
+    compare.add_argument("--against", metavar="SCHEDULE", help="the other's step lists, instead of its own")
+    compare.add_argument(
+        "--score", choices=("digit", "direction", "motion", "colour"), default="digit",
+        help="what is compared (default: %(default)s)",
+    )  # fmt: skip
+    compare.add_argument("--prompts", type=int, default=2000, help="held-out prompts (default: %(default)s)")
+    compare.add_argument("--seed", type=int, default=0, help="of phrasings and noise (default: %(default)s)")
+    compare.add_argument("--json", type=Path, help="also write the result there")
 
     switches = commands.add_parser(
         "switch-study", help="score how soon videos follow a prompt switch, and how far they jump",
@@ -145,6 +162,20 @@ def _toy_evaluate(options: argparse.Namespace) -> None:
         seeds=options.seeds,
         file=options.file,
         overrides={"schedule": options.schedule, "cfg": options.cfg, "kv_noise": options.kv_noise},
+        report=options.json,
+    )
+
+
+def _toy_compare(options: argparse.Namespace) -> None:
+    toy_teacher.compare(
+        options.folder,
+        prompts=options.prompts,
+        file=options.file,
+        schedule=options.schedule,
+        against_file=options.against_file or options.file,
+        against_schedule=options.against,
+        score=options.score,
+        seed=options.seed,
         report=options.json,
     )
 

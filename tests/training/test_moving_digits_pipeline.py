@@ -95,6 +95,15 @@ def test_toy_evaluate_scores_any_of_them(done: Path, tmp_path: Path) -> None:
     assert json.loads(report.read_text())["settings"]["schedule"] == "1"
 
 
+def test_toy_compare_gives_both_the_same_prompts_and_noise(done: Path, tmp_path: Path) -> None:
+    report = tmp_path / "difference.json"
+    command = ["toy-compare", str(done), "--prompts", "3", "--score", "colour", "--json", str(report)]
+    assert main([*command, "--file", "stage1.safetensors", "--schedule", "1", "--against", "1 1"]) == 0
+    result = json.loads(report.read_text())
+    assert [result[side]["schedule"] for side in "ab"] == ["1", "1 1"]
+    assert result["difference"] == {"mean": 0, "lower": 0, "prompts": 3}
+
+
 # -- what is said when something is wrong ----------------------------------------------------------------------------
 
 

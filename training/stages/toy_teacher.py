@@ -25,6 +25,7 @@ from ..data.latents import load_latents, make_shard
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import held_out_scenes, to_prompt
 from ..evaluate import Sampler, evaluate_videos, score_videos
+from ..evaluate import compare as compare_samplers
 from ..io import save_json
 from ..recipes.toy import ToyRecipe
 from ..videos import SHOWN, save_videos
@@ -226,6 +227,59 @@ def evaluate(
             "%s right: %.1f%% (spread over seeds %.1f, chance %.1f%%)",
             name, 100 * result["scores"][name], 100 * result["spread"][name], 100 * result["chance"][name],
         )  # fmt: skip
+    if report is not None:
+        save_json(report, result)
+    return result
+
+
+def compare(
+    folder: Path,
+    *,
+    prompts: int,
+    file: str,
+    schedule: str | None,
+    against_file: str,
+    against_schedule: str | None,
+    score: str = "digit",
+    seed: int = 0,
+    data: MovingDigitsConfig | None = None,
+    report: Path | None = None,
+) -> dict[str, Any]:
+    """How much better or worse one way to sample is than another, on the same prompts and from the same noise.
+
+    Args:
+        file, schedule: a checkpoint of the folder and its step lists, its own where None.
+        against_file, against_schedule: the other.
+        score: a key of `score_videos`.
+        report: also write the result there.
+
+    Returns:
+        {"score", "a": {...}, "b": {...}, "difference": {"mean", "lower", "prompts"}}; `lower` is the one-sided 95%
+        bootstrap bound of the mean of a - b.
+    """
+    data = data or MovingDigitsConfig()
+    vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
+    ways = [
+        load_for_sampling(folder / name, {"schedule": lists})
+        for name, lists in ((file, schedule), (against_file, against_schedule))
+    ]
+    difference = compare_samplers(
+        *(sampler_of(loaded, settings, vae, data) for loaded, settings in ways),
+        held_out_scenes(prompts, seed=EVALUATION_SEED),
+        load_classifier(folder / "classifier.safetensors"),
+        score=score,
+        seed=seed,
+        chunk_frames=ways[0][1].chunk_frames,
+    )
+    names = [{"file": name, "schedule": way[1].schedule} for name, way in zip((file, against_file), ways, strict=True)]
+    log.info(
+        "%s at %s against %s at %s: %s %+.2f points on %d prompts, 95%% sure above %+.2f",
+        *names[0].values(), *names[1].values(), score, 100 * difference.mean, difference.prompts,
+        100 * difference.lower,
+    )  # fmt: skip
+    result = {
+        "score": score, "seed": seed, "a": names[0], "b": names[1], "difference": difference.to_dict()
+    }  # fmt: skip
     if report is not None:
         save_json(report, result)
     return result
