@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .config import CacheConfig, WanConfig
+from .kv_storage import KVStorage, Layout
 from .rope import rotate, rotation
 
 # Whether a recomputation that was interrupted has left the keys of the ring, or of the sink too, unusable.
@@ -65,6 +66,7 @@ class KVCache:
         self.k: list[Tensor] = []
         self.v: list[Tensor] = []
         self.sink_k: list[Tensor] = []
+        self.lent = False  # whether the storage is another's, and used again when this cache is gone
         self.text: Tensor | None = None
         self.cross: list[tuple[Tensor, Tensor] | None] = [None] * model.num_layers
         self.origin = 0  # position of the sink's first latent frame
@@ -74,20 +76,30 @@ class KVCache:
         self._placed: tuple[int, int] | None = None
         self._sink_at: int | None = None  # latent frame (from the origin) the stored sink keys are rotated to
 
+    @property
+    def layout(self) -> Layout:
+        return Layout(
+            self.layers, self.batch, self.capacity * self.tokens, self.sink * self.tokens if self.moves_sink else 0,
+            self.num_heads, self.head_dim, self.dtype, self.device,
+        )  # fmt: skip
+
+    def lend(self, storage: KVStorage) -> None:
+        """Storage to use instead of its own. The lender does not touch it as long as this cache exists.
+
+        Raises:
+            ValueError: it has storage already, or this one is of another layout.
+        """
+        if self.k:
+            raise ValueError("this cache has storage already")
+        if storage.layout != self.layout:
+            raise ValueError(f"this storage has the layout {storage.layout}, needed is {self.layout}")
+        self.k, self.v, self.sink_k, self.lent = storage.k, storage.v, storage.sink_k, True
+
     def _allocate(self) -> None:
         """On first use: a condition that a guide never runs, or a model without a past, costs nothing."""
-        if self.k:
-            return
-        shape = (self.batch, self.capacity * self.tokens, self.num_heads, self.head_dim)
-        sink_shape = (self.batch, self.sink * self.tokens, self.num_heads, self.head_dim)
-        layers = range(self.layers)
-        # Storage outlives the call that makes it, which may run in inference mode (ComfyUI) while a later one does not.
-        with torch.inference_mode(False):
-            # Zeros, not garbage: a slot is never read before it is written, but NaNs would survive a masked kernel.
-            self.k = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in layers]
-            self.v = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in layers]
-            if self.moves_sink:
-                self.sink_k = [torch.zeros(sink_shape, dtype=self.dtype, device=self.device) for _ in layers]
+        if not self.k:
+            storage = KVStorage(self.layout)
+            self.k, self.v, self.sink_k = storage.k, storage.v, storage.sink_k
 
     # -- where things lie ---------------------------------------------------------------------------------------------
 
@@ -247,6 +259,8 @@ class KVCache:
         end = self._visible(self.held) * self.tokens if self.config.window_frames is None else None
         tensors = {f"{name}.{i}": x[:, :end] for name in ("k", "v") for i, x in enumerate(getattr(self, name))}
         tensors |= {f"sink_k.{i}": k for i, k in enumerate(self.sink_k)}
+        if self.lent:  # what is returned may be kept longer than this cache
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         counters = {
             "origin": self.origin,
             "ring_start": self.ring_start,
@@ -307,4 +321,6 @@ class Snapshot:
 @lru_cache(maxsize=64)
 def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(numbers, dtype=torch.int32).to(device)
+        slots = torch.tensor(numbers, dtype=torch.int32)
+        # Only pinned copies do not wait.
+        return slots.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else slots.to(device)

@@ -228,6 +228,20 @@ def _chunks(
     end: int,
     replay: Sequence[Take],
 ) -> Iterator[Chunk]:
+    try:
+        yield from _all_chunks(video, initial_latents, given, first_frame, end, replay)
+    finally:
+        video.branches.clear()  # they know the video: in a circle, its caches would wait for Python's collector
+
+
+def _all_chunks(
+    video: ChunkLoop,
+    initial_latents: Tensor | None,
+    given: int,
+    first_frame: int,
+    end: int,
+    replay: Sequence[Take],
+) -> Iterator[Chunk]:
     state, takes = video.state, iter(replay)
     if state.handed_out < state.frame and state.handed_out < end:  # what an earlier, shorter length trimmed
         last = state.history[-1]

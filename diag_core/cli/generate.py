@@ -16,6 +16,7 @@ from . import values
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options left out are None where the checkpoint, or a saved video, has a say."""
     from ..attention import NAMES
+    from ..fast import MODES
     from ..settings import PRESETS, STEPS
     from .outputs import LAYOUTS
 
@@ -156,6 +157,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu, cuda, cuda:1"
     )
     group.add_argument("--attention", choices=NAMES, default="auto", help="attention back end (default: auto)")
+    group.add_argument(
+        "--fast",
+        choices=MODES,
+        default="auto",
+        help="fused kernels and CUDA graphs; auto: on a GPU, unless they would change the result (default: auto)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -47,6 +47,8 @@ class Plan:
     lora: Path | None
     lora_strength: float
     attention: str
+    fast: str
+    """one of `diag_core.fast.MODES`"""
     device: torch.device
     dtype: torch.dtype
     image: Path | None
@@ -103,6 +105,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         lora=options.lora,
         lora_strength=options.lora_strength,
         attention=options.attention,
+        fast=options.fast,
         device=device,
         dtype=getattr(torch, dtype or ("float32" if device.type == "cpu" else "bfloat16")),
         image=options.image,

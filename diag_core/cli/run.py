@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..fast import accelerated
 from ..live import Switch
 from ..safetensors_file import replacing
 from ..sinks import FrameSink, PngSequence
@@ -66,6 +67,8 @@ def _run(plan: Plan) -> int:
         lora=plan.lora,
         lora_strength=plan.lora_strength,
     )
+    attention = "auto" if plan.attention == "auto" else loaded.model.attend
+    model = accelerated(loaded.model, plan.fast, attention=attention)
     if plan.text_encoder is None:
         encoder = demo_encoder(loaded)
         embeddings = encode(encoder, prompts)
@@ -95,7 +98,7 @@ def _run(plan: Plan) -> int:
                 check()
                 sink = _sink(plan, request, out)
                 done = make_video(
-                    loaded.model,
+                    model,
                     vae,
                     embeddings,
                     request,

@@ -4,6 +4,7 @@ It is a model to the sampler like any other (`FastDiT`), and gives the plain pat
 would not (`why_not`), the plain path runs.
 """
 
+from .choice import MODES, accelerated
 from .model import FastDiT, why_not
 
-__all__ = ["FastDiT", "why_not"]
+__all__ = ["MODES", "FastDiT", "accelerated", "why_not"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -46,8 +47,14 @@ class Memory:
 
 
 def forward(
-    model: Any, blocks: Sequence[FastBlock], ops: ModuleType, inputs: ChunkInputs, memory: Memory, attended: int,
+    model: Any,
+    blocks: Sequence[FastBlock],
+    ops: ModuleType,
+    inputs: ChunkInputs,
+    memory: Memory,
+    attended: int,
     attend: Attention,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Flow [B,C,f,H,W] in the dtype of the latents.
 
@@ -55,13 +62,15 @@ def forward(
         model: of Wan's shape, ours or a stock one.
         ops: kernels, or torch_ops.
         attended: tokens at the beginning of the cache that are attended to, the chunk's own among them.
+        dtype: what is computed in.
     """  # fmt: skip
-    latents = inputs.latents
-    dtype = model.patch_embedding.weight.dtype
-    x = _patches(latents.to(dtype), model.patch_embedding)
+    latents, patch = inputs.latents, model.patch_embedding
+    x = _patches(latents.to(patch.weight.dtype), patch).to(dtype)
     time = model.time_embedding(sinusoids(inputs.timestep, model.freq_dim).to(dtype))  # [B,D]
-    modulation = model.time_projection(time).unflatten(-1, (6, -1))  # [B,6,D]
-    for layer, fast in enumerate(blocks):
+    # All blocks' at once, [layers,B,6,D]: one addition rather than one a block.
+    own = torch.stack([fast.block.modulation for fast in blocks]).to(dtype)
+    modulations = own + model.time_projection(time).unflatten(-1, (6, -1))
+    for layer, (fast, modulation) in enumerate(zip(blocks, modulations, strict=True)):
         _block(fast, ops, x, modulation, inputs, memory, layer, attended, attend)
     head = model.head
     shift, scale = (head.modulation.to(time) + time.unsqueeze(1)).unbind(1)
@@ -70,24 +79,31 @@ def forward(
 
 
 def _block(
-    fast: FastBlock, ops: ModuleType, x: Tensor, modulation: Tensor, inputs: ChunkInputs, memory: Memory, layer: int,
-    attended: int, attend: Attention,
+    fast: FastBlock,
+    ops: ModuleType,
+    x: Tensor,
+    modulation: Tensor,
+    inputs: ChunkInputs,
+    memory: Memory,
+    layer: int,
+    attended: int,
+    attend: Attention,
 ) -> None:
-    """Into x [B,N,D]."""  # fmt: skip
+    """Into x [B,N,D]; modulation [B,6,D]."""  # fmt: skip
     block = fast.block
-    shift1, scale1, gate1, shift2, scale2, gate2 = (block.modulation.to(modulation) + modulation).unbind(1)
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     attn = block.self_attn
-    qkv = F.linear(ops.norm_modulate(x, shift1, scale1, block.norm1.eps), fast.qkv_weight, fast.qkv_bias)
+    qkv = fast.qkv(ops.norm_modulate(x, shift1, scale1, block.norm1.eps))
     q = ops.write_qkv(
         qkv, attn.norm_q.weight, attn.norm_k.weight, attn.norm_q.eps, inputs.turn, inputs.slots, memory.k[layer],
         memory.v[layer],
     )  # fmt: skip
     seen = attend(q, memory.k[layer][:, :attended], memory.v[layer][:, :attended])
-    ops.add_gated(x, attn.o(seen.flatten(2)), gate1)
+    ops.add_gated(x, fast.self_out(seen.flatten(2)), gate1)
     cross = block.cross_attn
-    q = heads(ops.rms_norm(cross.q(block.norm3(x)), cross.norm_q.weight, cross.norm_q.eps), cross.num_heads)
-    x.add_(cross.o(attend(q, *memory.cross[layer]).flatten(2)))
-    ops.add_gated(x, block.ffn(ops.norm_modulate(x, shift2, scale2, block.norm2.eps)), gate2)
+    q = heads(ops.rms_norm(fast.cross_q(block.norm3(x)), cross.norm_q.weight, cross.norm_q.eps), cross.num_heads)
+    x.add_(fast.cross_out(attend(q, *memory.cross[layer]).flatten(2)))
+    ops.add_gated(x, fast.ffn(ops.norm_modulate(x, shift2, scale2, block.norm2.eps)), gate2)
 
 
 def _patches(latents: Tensor, embedding: Any) -> Tensor:

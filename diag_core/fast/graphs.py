@@ -1,15 +1,18 @@
 """CUDA graphs of whole forwards: one for every number of attended tokens, replayed without a launch in Python.
 
-A graph reads its inputs and the cache where they lay when it was captured. Inputs are copied into place before each
-replay; keys and values of the cache and of the prompt belong to it, so another cache is another set of graphs. A video
-has few numbers of attended tokens (its window fills in a few chunks and stays full), so there are few graphs.
+A graph reads its inputs, the prompt's keys and the cache where they lay when it was captured. Inputs and prompt are
+copied into place before a replay; the cache's storage belongs to the graphs, so other storage is another set of them.
+A video has few numbers of attended tokens (its window fills in a few chunks and stays full), so there are few graphs.
+
+Not for two streams at once: whoever samples two videos on one GPU in two streams makes two models of them.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,75 +20,83 @@ from torch import Tensor
 
 from .forward import ChunkInputs, Memory
 
+log = logging.getLogger(__name__)
+
 Run = Callable[[ChunkInputs, Memory, int], Tensor]
-_WARM_UP = 2  # forwards before a capture: cuBLAS and the allocator settle
+# One capture at a time in the whole process: each begins by waiting for the device, which a capture must not see.
+CAPTURING = threading.Lock()
+
+
+class SharedPool:
+    """Memory of intermediate results, shared by all graphs of a model: they never run at once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.handle: Any = None
+        self.failure: str | None = None
+        """why nothing is captured any more"""
 
 
 @dataclass
 class _Captured:
     graph: torch.cuda.CUDAGraph
     inputs: ChunkInputs
-    prompt: list[tuple[Tensor, Tensor]]
-    """the prompt's keys and values as the graph reads them"""
-    shown: weakref.ref[Tensor]
-    """whose values those are at present"""
     out: Tensor
 
 
-class GraphPool:
-    """Captures forwards on first use, and replays them.
+class StorageGraphs:
+    """The graphs over one cache's storage: a forward runs eagerly the first time, and is captured the second.
 
     Args:
         run: the forward.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run_eagerly = run
-        self._captured: dict[tuple[object, ...], _Captured] = {}
-        self._memory: Any = None  # shared by all graphs: they never run at once
+    def __init__(self, run: Run, shared: SharedPool) -> None:
+        self.run_eagerly, self.shared = run, shared
+        self._captured: dict[tuple[object, ...], _Captured | None] = {}
+        self._prompt: list[tuple[Tensor, Tensor]] = []
+        """where the graphs read the prompt's keys and values"""
+
+    def settle(self, cross: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """The same keys and values of a prompt, where the graphs read them."""
+        if self._prompt and self._prompt[0][0].shape == cross[0][0].shape:
+            for (k, v), (new_k, new_v) in zip(self._prompt, cross, strict=True):
+                if new_k is not k:
+                    k.copy_(new_k, non_blocking=True)
+                    v.copy_(new_v, non_blocking=True)
+        else:
+            self._captured.clear()
+            self._prompt = [(k.clone(), v.clone()) for k, v in cross]
+        return list(self._prompt)
 
     def run(self, inputs: ChunkInputs, memory: Memory, attended: int) -> Tensor:
-        """The forward's output; a copy, as the next replay overwrites it."""
-        key = (
-            attended,
-            tuple(inputs.latents.shape),
-            inputs.latents.dtype,
-            memory.k[0].data_ptr(),
-            tuple(memory.cross[0][0].shape),
-        )
-        captured = self._captured.get(key)
-        if captured is None:
-            captured = self._captured[key] = self._capture(inputs, memory, attended)
-        for name in ("latents", "timestep", "turn", "slots"):
-            getattr(captured.inputs, name).copy_(getattr(inputs, name), non_blocking=True)
-        first = memory.cross[0][0]
-        if captured.shown() is not first:
-            for (k, v), (new_k, new_v) in zip(captured.prompt, memory.cross, strict=True):
-                k.copy_(new_k, non_blocking=True)
-                v.copy_(new_v, non_blocking=True)
-            captured.shown = weakref.ref(first)
-        captured.graph.replay()
-        return captured.out.clone()
-
-    def release(self) -> None:
-        """Frees all graphs and their memory."""
-        self._captured.clear()
-        self._memory = None
+        """The forward's output; a copy, as the next replay overwrites it. The prompt in `memory` is settled."""
+        key = (attended, inputs.latents.shape, inputs.latents.dtype)
+        with self.shared.lock:
+            if key not in self._captured or self.shared.failure is not None:
+                # This also lets libraries allocate what they may not in a capture.
+                self._captured[key] = None
+                return self.run_eagerly(inputs, memory, attended)
+            captured = self._captured[key]
+            if captured is None:
+                try:
+                    captured = self._captured[key] = self._capture(inputs, memory, attended)
+                except RuntimeError as error:
+                    self.shared.failure = str(error).splitlines()[0]
+                    log.warning("the fast path goes on without CUDA graphs: %s", self.shared.failure)
+                    return self.run_eagerly(inputs, memory, attended)
+            for field in fields(inputs):
+                getattr(captured.inputs, field.name).copy_(getattr(inputs, field.name), non_blocking=True)
+            captured.graph.replay()
+            return captured.out.clone()
 
     def _capture(self, inputs: ChunkInputs, memory: Memory, attended: int) -> _Captured:
-        still = ChunkInputs(*(getattr(inputs, name).clone() for name in ("latents", "timestep", "turn", "slots")))
-        prompt = [(k.clone(), v.clone()) for k, v in memory.cross]
-        fixed = Memory(memory.k, memory.v, prompt)
-        # What a forward writes into the cache it would have written anyway.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                self.run_eagerly(still, fixed, attended)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        if self._memory is None:
-            self._memory = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._memory):
-            out = self.run_eagerly(still, fixed, attended)
-        return _Captured(graph, still, prompt, weakref.ref(memory.cross[0][0]), out)
+        with CAPTURING:
+            still = ChunkInputs(*(getattr(inputs, field.name).clone() for field in fields(inputs)))
+            graph = torch.cuda.CUDAGraph()
+            if self.shared.handle is None:
+                self.shared.handle = torch.cuda.graph_pool_handle()
+            # "thread_local": other threads, which decode meanwhile, may allocate.
+            with torch.cuda.graph(graph, pool=self.shared.handle, capture_error_mode="thread_local"):
+                out = self.run_eagerly(still, memory, attended)
+        return _Captured(graph, still, out)

@@ -17,6 +17,7 @@ from diag_core import generate as sample
 from diag_core.attention import sdpa
 from diag_core.cli import models as cli_models
 from diag_core.demo_text import DemoTextEncoder
+from diag_core.fast import FastDiT
 from diag_core.vae import WanVAE
 from diag_core.video import to_uint8, write_png
 
@@ -289,6 +290,20 @@ def test_the_attention_back_end_is_the_one_asked_for(generate, monkeypatch):
     assert generate("--prompt", "a 1", "--attention", "sdpa").code == 0
     assert asked == ["sdpa"]
     assert used
+
+
+def test_the_fast_path_makes_the_same_video(generate, monkeypatch):
+    used = []
+    forward = FastDiT.__call__
+    monkeypatch.setattr(
+        FastDiT, "__call__", lambda self, *args, **named: (used.append(1), forward(self, *args, **named))[1]
+    )
+    assert generate("--prompt", "a 1", "--fast", "off", "--out", "a.mp4").code == 0
+    assert generate("--prompt", "a 1", "--out", "b.mp4").code == 0  # on a CPU
+    assert not used
+    assert generate("--prompt", "a 1", "--fast", "on", "--out", "c.mp4").code == 0
+    assert used
+    assert (decode("a.mp4").int() - decode("c.mp4").int()).abs().max() <= 2
 
 
 def test_bfloat16(generate):

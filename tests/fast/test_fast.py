@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import gc
+import logging
 import os
 import subprocess
 import sys
@@ -12,10 +15,23 @@ import pytest
 import torch
 from goldens_reader import small_model
 
-from diag_core import CacheConfig, ContextPolicy, DiagonalSchedule, SeededNoise, SwitchPolicy, Timeline, generate
-from diag_core.fast import FastDiT, why_not
+from diag_core import (
+    CacheConfig,
+    ContextPolicy,
+    DiagonalSchedule,
+    SamplerState,
+    SeededNoise,
+    SwitchPolicy,
+    Timeline,
+    generate,
+    stream_chunks,
+)
+from diag_core.fast import FastDiT, accelerated, graphs, why_not
 from diag_core.fast.attention_choice import fastest_attention
+from diag_core.fast.forward import ChunkInputs
+from diag_core.fast.weights import fused
 from diag_core.kv_cache import KVCache
+from diag_core.kv_storage import KVStorage
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,32 +62,34 @@ VIDEOS = {
 }  # fmt: skip
 
 
+def video(model, name: str, seed: int = 5, **more) -> torch.Tensor:
+    options = {
+        "noise": SeededNoise(seed), "num_latent_frames": 21, "height": 4, "width": 6, "cache": CacheConfig(9, 3),
+        "context": context(), **VIDEOS[name], **more,
+    }  # fmt: skip
+    return generate(model, options.pop("context"), DiagonalSchedule.parse("3212"), **options)
+
+
 @pytest.mark.parametrize("name", VIDEOS)
 def test_it_makes_the_plain_paths_video(model, name):
-    options = {
-        "noise": SeededNoise(5), "num_latent_frames": 21, "height": 4, "width": 6, "cache": CacheConfig(9, 3),
-        "context": context(), **VIDEOS[name],
-    }  # fmt: skip
-    prompt = options.pop("context")
-    plain = generate(model, prompt, DiagonalSchedule.parse("3212"), **options)
-    fast = generate(FastDiT(model), prompt, DiagonalSchedule.parse("3212"), **options)
-    torch.testing.assert_close(fast, plain, atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(video(FastDiT(model), name), video(model, name), atol=2e-4, rtol=2e-4)
 
 
 def test_the_fused_weights_are_the_models_own(model):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fast = FastDiT(model)
-    for block, fused in zip(model.blocks, fast.blocks, strict=True):
-        attn = block.self_attn
-        assert attn.q.weight.data_ptr() == fused.qkv_weight.data_ptr()
-        assert attn.v.weight.untyped_storage().data_ptr() == fused.qkv_weight.untyped_storage().data_ptr()
-        assert attn.k.bias.untyped_storage().data_ptr() == fused.qkv_bias.untyped_storage().data_ptr()
+    FastDiT(model)
+    for block in model.blocks:
+        attn, (weight, bias) = block.self_attn, fused(block)
+        assert attn.q.weight.data_ptr() == weight.data_ptr()
+        assert attn.v.weight.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+        assert attn.k.bias.untyped_storage().data_ptr() == bias.untyped_storage().data_ptr()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    again = FastDiT(model)
-    assert again.blocks[0].qkv_weight.data_ptr() == fast.blocks[0].qkv_weight.data_ptr()
+    where = fused(model.blocks[0])[0].data_ptr()
+    FastDiT(model)
+    assert fused(model.blocks[0])[0].data_ptr() == where
     with torch.no_grad():
         model.blocks[0].self_attn.k.weight.add_(1.0)  # a LoRA, say, is seen at once
-    assert torch.equal(fast.blocks[0].qkv_weight[24:48], model.blocks[0].self_attn.k.weight)
+    assert torch.equal(fused(model.blocks[0])[0][24:48], model.blocks[0].self_attn.k.weight)
 
 
 def test_the_prompts_keys_are_computed_once(model, monkeypatch):
@@ -121,6 +139,198 @@ def test_the_cache_tells_where_a_chunk_goes():
         assert attended == 4 * min(start + 2, 6)
         cache.advance()
     assert seen[:4] == [[0, 1], [2, 3], [4, 5], [2, 3]]
+
+
+class RerunGraph:
+    """Stands for a CUDA graph on a CPU: a replay computes the forward anew, over the tensors of its capture."""
+
+    made = 0
+
+    def __init__(self, run, inputs, memory, attended):
+        self.forward = lambda: run(inputs, memory, attended)
+        self.out = self.forward()
+        RerunGraph.made += 1
+
+    def replay(self):
+        self.out.copy_(self.forward())
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch):
+    def capture(self, inputs, memory, attended):
+        still = ChunkInputs(*(getattr(inputs, field.name).clone() for field in dataclasses.fields(inputs)))
+        graph = RerunGraph(self.run_eagerly, still, memory, attended)
+        return graphs._Captured(graph, still, graph.out)
+
+    monkeypatch.setattr(graphs.StorageGraphs, "_capture", capture)
+    monkeypatch.setattr(RerunGraph, "made", 0)
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_graphs_are_given_what_each_forward_needs(model, graphs_on_cpu, name):
+    """Twice each: the second video uses the graphs of the first, in the first one's storage."""
+    fast = FastDiT(model)
+    fast.graphs = True
+    plain = video(model, name)
+    for _ in range(2):
+        torch.testing.assert_close(video(fast, name), plain, atol=2e-4, rtol=2e-4)
+    assert RerunGraph.made
+
+
+def test_graphs_are_captured_once(model, graphs_on_cpu):
+    fast = FastDiT(model)
+    fast.graphs = True
+    video(fast, "last-step commits and eviction")
+    made = RerunGraph.made
+    assert made == 3  # 3, 6 and 9 latent frames attended to
+    plain = video(model, "a prompt switch", seed=6)
+    torch.testing.assert_close(video(fast, "a prompt switch", seed=6), plain, atol=2e-4, rtol=2e-4)
+    assert RerunGraph.made == made
+    fast.release()
+    video(fast, "last-step commits and eviction")
+    assert RerunGraph.made == 2 * made
+
+
+def test_new_weights_are_not_run_by_old_graphs(model, graphs_on_cpu):
+    fast = FastDiT(model)
+    fast.graphs = True
+    video(fast, "clean commits, no window")
+    made = RerunGraph.made
+    for block in model.blocks:  # as ComfyUI does with a LoRA: other parameters in the place of the old ones
+        block.self_attn.q.weight = torch.nn.Parameter(block.self_attn.q.weight + 0.1, requires_grad=False)
+    plain = video(model, "clean commits, no window")
+    torch.testing.assert_close(video(fast, "clean commits, no window"), plain, atol=2e-4, rtol=2e-4)
+    assert RerunGraph.made == 2 * made
+
+
+def test_a_capture_that_fails_is_done_without(model, monkeypatch, caplog):
+    def fail(*arguments):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs.StorageGraphs, "_capture", fail)
+    fast = FastDiT(model)
+    fast.graphs = True
+    plain = video(model, "euler")
+    torch.testing.assert_close(video(fast, "euler"), plain, atol=2e-4, rtol=2e-4)
+    assert "without CUDA graphs: operation not permitted" in caplog.text and not fast.captured
+
+
+def test_storage_goes_from_video_to_video(model):
+    fast, gc_was_on = FastDiT(model), gc.isenabled()
+    gc.disable()  # it comes back when the video is gone, not when Python's collector comes by
+    try:
+        video(fast, "two at once with guidance")
+        waiting = fast.idle_bytes
+        places = sorted(loan.storage.k[0].data_ptr() for loan in fast._lender._idle)
+        assert len(places) == 2 and waiting == 2 * 2 * 2 * (9 * 6) * 24 * 2 * 4  # branches, samples, k and v, layers
+        stream = stream_chunks(
+            fast, context(2), DiagonalSchedule.parse("1"), noise=SeededNoise(0), num_latent_frames=None, height=4,
+            width=6, cache=CacheConfig(9, 3), cfg=2.0, negative=context(2),
+        )  # fmt: skip
+        next(stream)
+        assert fast.idle_bytes == 0
+        stream.close()
+        assert sorted(loan.storage.k[0].data_ptr() for loan in fast._lender._idle) == places
+        video(fast, "euler")  # of other sizes
+        assert 0 < fast.idle_bytes < waiting
+        fast.release()
+        assert fast.idle_bytes == 0
+    finally:
+        if gc_was_on:
+            gc.enable()
+
+
+def test_storage_that_was_released_meanwhile_does_not_come_back(model):
+    fast, state = FastDiT(model), SamplerState()
+    options = dict(noise=SeededNoise(0), num_latent_frames=None, height=4, width=6, cache=CacheConfig(9, 3))
+    stream = stream_chunks(fast, context(), DiagonalSchedule.parse("2"), state=state, **options)
+    expected = stream_chunks(model, context(), DiagonalSchedule.parse("2"), **options)
+    for number in range(4):
+        torch.testing.assert_close(next(stream).latents, next(expected).latents, atol=2e-4, rtol=2e-4)
+        if number == 1:
+            fast.release()
+    stream.close()
+    del stream, state
+    gc.collect()
+    assert fast.idle_bytes == 0
+
+
+def test_a_saved_cache_outlives_its_storage(model):
+    """What a cache is asked to save is its own, although the next video writes to the same storage."""
+    fast, state = FastDiT(model), SamplerState()
+    video(fast, "euler", state=state)
+    saved = state.caches[0].state_dict()["tensors"]["k.0"]
+    before = saved.clone()
+    del state
+    video(fast, "euler", seed=9)
+    assert torch.equal(saved, before)
+
+
+def test_storage_must_fit(model):
+    def cache(rows: int) -> KVCache:
+        return KVCache(model.config, CacheConfig(6, 2), batch=1, rows=rows, columns=2)
+
+    storage = KVStorage(cache(2).layout)
+    with pytest.raises(ValueError, match="has the layout"):
+        cache(3).lend(storage)
+    right = cache(2)
+    right.lend(storage)
+    with pytest.raises(ValueError, match="has storage already"):
+        right.lend(storage)
+
+
+# -- precision --------------------------------------------------------------------------------------------------------
+
+
+def test_a_forward_in_bfloat16_is_within_a_hundredth():
+    """Every forward of a video, on the same input and past."""
+    plain = small_model(dim=256, ffn_dim=512, num_heads=2, num_layers=6).to(torch.bfloat16)
+    fast = FastDiT(copy.deepcopy(plain))
+    errors = []
+
+    class Both:
+        config, dtype, device = plain.config, plain.dtype, plain.device
+
+        def __call__(self, latents, timestep, context, cache=None, start_frame=0):
+            other = copy.deepcopy(cache)
+            flow = plain(latents, timestep, context, cache=cache, start_frame=start_frame)
+            ours = fast(latents, timestep, context, cache=other, start_frame=start_frame)
+            errors.append(float((ours - flow).norm() / flow.norm()))
+            return flow
+
+    video(Both(), "noised commits")
+    assert len(errors) == 14 + 7 and max(errors) < 1e-2
+
+
+def test_videos_in_bfloat16_are_as_near_to_float32_as_the_plain_paths():
+    exact = small_model(dim=256, ffn_dim=512, num_heads=2, num_layers=6)
+    rounded = copy.deepcopy(exact).to(torch.bfloat16)
+    fast = FastDiT(copy.deepcopy(rounded))
+    exact = copy.deepcopy(rounded).float()
+    errors = {"plain": 0.0, "fast": 0.0}
+    for seed in range(3):
+        right = video(exact, "last-step commits and eviction", seed=seed)
+        for name, model in (("plain", rounded), ("fast", fast)):
+            errors[name] += float((video(model, "last-step commits and eviction", seed=seed) - right).square().mean())
+    assert errors["fast"] <= 1.1 * errors["plain"]
+
+
+# -- choosing it ------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_taken_where_it_was_made_for(model, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    assert accelerated(model, "off") is model and accelerated(model, "auto") is model  # no GPU
+    assert "plain path: the fast one is made for a GPU" in caplog.text
+    assert isinstance(accelerated(model, "on"), FastDiT)
+    model.blocks[0].register_forward_hook(lambda *a: None)
+    with pytest.raises(ValueError, match=r"blocks\.0 is patched or hooked"):
+        accelerated(model, "on")
+    with pytest.raises(ValueError, match="one of auto, on, off"):
+        accelerated(model, "yes")
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    assert accelerated(model, "auto") is model
+    assert "plain path: blocks.0 is patched or hooked" in caplog.text
 
 
 def test_the_kernels_equal_plain_pytorch_in_tritons_interpreter():
