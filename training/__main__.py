@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         commands = {
             "toy": _toy, "toy-teacher": _toy_teacher, "toy-evaluate": _toy_evaluate, "toy-compare": _toy_compare,
-            "switch-study": _switch_study,
+            "toy-report": _toy_report, "switch-study": _switch_study,
             **wan.COMMANDS,
         }  # fmt: skip
         commands[options.command](options)
@@ -98,6 +98,16 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--prompts", type=int, default=2000, help="held-out prompts (default: %(default)s)")
     compare.add_argument("--seed", type=int, default=0, help="of phrasings and noise (default: %(default)s)")
     compare.add_argument("--json", type=Path, help="also write the result there")
+
+    drawn = commands.add_parser(
+        "toy-report", help="draw the distillation of moving digits: its stages side by side, and the training curves"
+    )
+    drawn.add_argument("folder", type=Path, help="that `toy` wrote")
+    drawn.add_argument(
+        "--plot", type=Path, required=True, metavar="FOLDER",
+        help="for distillation-frames.png and distillation-curves.png",
+    )  # fmt: skip
+    drawn.add_argument("--prompts", type=int, default=3, help="that are shown (default: %(default)s)")
 
     switches = commands.add_parser(
         "switch-study", help="score how soon videos follow a prompt switch, and how far they jump",
@@ -178,6 +188,14 @@ def _toy_compare(options: argparse.Namespace) -> None:
         seed=options.seed,
         report=options.json,
     )
+
+
+def _toy_report(options: argparse.Namespace) -> None:
+    try:
+        from .stages import report
+    except ImportError as error:
+        raise ValueError(f"pictures need Pillow ({error}): pip install pillow") from error
+    report.report(options.folder, options.plot, prompts=options.prompts)
 
 
 def _switch_study(options: argparse.Namespace) -> None:

@@ -104,6 +104,19 @@ def test_toy_compare_gives_both_the_same_prompts_and_noise(done: Path, tmp_path:
     assert result["difference"] == {"mean": 0, "lower": 0, "prompts": 3}
 
 
+def test_toy_report_draws_stages_and_curves(done: Path, tmp_path: Path) -> None:
+    assert main(["toy-report", str(done), "--plot", str(tmp_path / "pictures"), "--prompts", "1"]) == 0
+    for name in ("distillation-frames.png", "distillation-curves.png"):
+        assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_toy_report_says_which_stage_is_missing(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["toy-report", str(tmp_path), "--plot", str(tmp_path)]) == 2
+    assert "run all stages in this folder first" in capsys.readouterr().err
+
+
 # -- what is said when something is wrong ----------------------------------------------------------------------------
 
 

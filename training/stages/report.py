@@ -1,0 +1,118 @@
+"""What a distillation of moving digits led to, drawn: its stages' videos side by side, and its training curves.
+Needs Pillow."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+from diag_core.checkpoint import CheckpointSettings
+
+from ..canvas import BLUE, GREEN, ORANGE, Colour
+from ..data.paths import MovingDigitsConfig
+from ..data.prompts import Scene, held_out_scenes, to_prompt
+from ..distillation_pictures import Curve, Panel, draw_curves, draw_stages
+from ..logbook import FILE
+from . import autoencoder
+from .toy_teacher import load_for_sampling, sampler_of
+
+log = logging.getLogger(__name__)
+
+STAGES = {
+    "teacher": "teacher.safetensors",
+    "ODE init": "ode_init.safetensors",
+    "stage 1": "stage1.safetensors",
+    "stage 2": "stage2.safetensors",
+}
+_TRAINED: dict[str, tuple[str, Colour]] = {
+    "ODE init": ("ode_init", GREEN), "stage 1": ("stage1", BLUE), "stage 2": ("stage2", ORANGE)
+}  # fmt: skip
+_SEED = 40_000
+"""of prompts and noise: neither the evaluation's nor those watched in training"""
+
+
+def report(folder: Path, pictures: Path, *, prompts: int = 3, data: MovingDigitsConfig | None = None) -> None:
+    """Draws `distillation-frames.png` and `distillation-curves.png` into the folder `pictures`.
+
+    Args:
+        folder: the output folder of `python -m training toy`, finished.
+        prompts: held-out ones that are shown, of one digit each.
+
+    Raises:
+        ValueError: a stage has not been run.
+        OSError: they cannot be written.
+    """
+    panels = _panels({name: _logged(folder / stage / FILE) for name, (stage, _) in _TRAINED.items()}, _teacher(folder))
+    scenes = [scene for scene in held_out_scenes(20 * prompts, seed=_SEED) if len(scene.movers) == 1][:prompts]
+    videos, notes = _sample(folder, scenes, data or MovingDigitsConfig())
+    pictures.mkdir(parents=True, exist_ok=True)
+    draw_stages(videos, [to_prompt(scene) for scene in scenes], notes).save(pictures / "distillation-frames.png")
+    draw_curves(panels).save(pictures / "distillation-curves.png")
+
+
+def _sample(
+    folder: Path, scenes: list[Scene], data: MovingDigitsConfig
+) -> tuple[dict[str, list[Tensor]], dict[str, str]]:
+    """Videos [3,T,H,W] of each stage, from the same noise, and how many forwards each took."""
+    vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
+    videos, notes = {}, {}
+    for name, file in STAGES.items():
+        if not (folder / file).exists():
+            raise ValueError(f"{folder / file} is missing: run all stages first")
+        loaded, settings = load_for_sampling(folder / file, {})
+        began = time.monotonic()
+        videos[name] = list(sampler_of(loaded, settings, vae, data)([to_prompt(scene) for scene in scenes], _SEED))
+        log.info("%s: %d videos in %.1f s", name, len(scenes), time.monotonic() - began)
+        notes[name] = f"{forwards(settings)} forwards"
+    return videos, notes
+
+
+def forwards(settings: CheckpointSettings, chunks: int = 7) -> int:
+    """Denoising forwards of a whole video of a causal checkpoint, or of a bidirectional one; guidance doubles them."""
+    return settings.diagonal_schedule().forwards(chunks if settings.causal else 1) * (1 if settings.cfg == 1 else 2)
+
+
+Log = dict[str, list[tuple[float, float]]]
+"""name -> (iteration, value)"""
+
+
+def _logged(path: Path) -> Log:
+    if not path.exists():
+        raise ValueError(f"{path} is missing: run all stages in this folder first")
+    log: Log = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        for name, value in entry.items():
+            if name != "step":
+                log.setdefault(name, []).append((float(entry["step"]), float(value)))
+    return log
+
+
+def _teacher(folder: Path) -> dict[str, float]:
+    """What the teacher's sample videos read, on the prompts that the stages are watched with."""
+    path = folder / "stage2" / "teacher.json"
+    values: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def _panels(logs: dict[str, Log], teacher: dict[str, float]) -> list[Panel]:
+    def over_stages(title: str, key: str, *, percent: bool = False, watched: bool = True) -> Panel:
+        name = f"sample/{key}" if watched else key
+        curves = [Curve(stage, _TRAINED[stage][1], log[name]) for stage, log in logs.items() if name in log]
+        return Panel(title, curves, reference=teacher.get(key) if watched else None, percent=percent)
+
+    return [
+        over_stages("digits read right", "digit", percent=True),
+        over_stages("directions right", "direction", percent=True),
+        over_stages("motion amplitude, pixels a frame", "amplitude"),
+        over_stages("saturation", "saturation"),
+        over_stages("contrast", "contrast"),
+        over_stages("ODE loss", "ode", watched=False),
+        over_stages("generator loss", "generator", watched=False),
+        over_stages("critic loss", "critic", watched=False),
+        over_stages("gradient norm of the generator", "generator_norm", watched=False),
+    ]
