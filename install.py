@@ -17,6 +17,7 @@ NEEDED = {"torch": "torch", "numpy": "numpy", "safetensors": "safetensors", "av"
 WEIGHTS = (
     "comfyui-1.3b",
     "comfyui-14b",
+    "comfyui-encoders",
     "self-forcing",
     "longlive",
     "causal-forcing",
@@ -24,6 +25,10 @@ WEIGHTS = (
     "causvid",
     "taehv",
 )
+
+
+# Files whose name says what they are lie where the example workflows look for them, others in a folder of their own.
+TELLING = ("self_forcing_dmd.pt", "longlive_base.pt")
 
 
 def missing() -> list[str]:
@@ -45,6 +50,8 @@ def place(name: str, file: str) -> Path:
     if name == "taehv":
         return Path("vae_approx", path.name)
     folder = "loras" if "lora" in path.name else "diffusion_models"
+    if path.name in TELLING:
+        return Path(folder, path.name)
     return Path(folder, name, path.name)
 
 

@@ -70,6 +70,11 @@ SOURCES: dict[str, Source] = {
         "Comfy-Org/Wan_2.1_ComfyUI_repackaged",
         ("split_files/diffusion_models/wan2.1_t2v_14B_bf16.safetensors", *_COMFYUI),
     ),
+    # What ComfyUI needs beside a causal checkpoint: the text encoder at half the size, and the VAE.
+    "comfyui-encoders": Source(
+        "Comfy-Org/Wan_2.1_ComfyUI_repackaged",
+        ("split_files/vae/wan_2.1_vae.safetensors", "split_files/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors"),
+    ),
     "self-forcing": Source("gdhe17/Self-Forcing", ("checkpoints/self_forcing_dmd.pt",)),
     "self-forcing-ode": Source("gdhe17/Self-Forcing", ("checkpoints/ode_init.pt",)),
     "longlive": Source("Efficient-Large-Model/LongLive-1.3B", ("models/longlive_base.pt", "models/lora.pt")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -32,14 +33,30 @@ def test_requirements_are_those_that_are_checked():
     ("name", "file", "where"),
     [
         ("comfyui-1.3b", "split_files/vae/wan_2.1_vae.safetensors", "vae/wan_2.1_vae.safetensors"),
-        ("self-forcing", "checkpoints/self_forcing_dmd.pt", "diffusion_models/self-forcing/self_forcing_dmd.pt"),
+        ("self-forcing", "checkpoints/self_forcing_dmd.pt", "diffusion_models/self_forcing_dmd.pt"),
         ("longlive", "models/lora.pt", "loras/longlive/lora.pt"),
-        ("longlive", "models/longlive_base.pt", "diffusion_models/longlive/longlive_base.pt"),
+        ("longlive", "models/longlive_base.pt", "diffusion_models/longlive_base.pt"),
+        ("causvid", "autoregressive_checkpoint/model.pt", "diffusion_models/causvid/model.pt"),
         ("taehv", "taew2_1.pth", "vae_approx/taew2_1.pth"),
     ],
 )
 def test_files_go_where_comfyui_looks(name, file, where):
     assert install.place(name, file) == Path(where)
+
+
+def test_what_the_example_workflows_name_can_be_fetched_to_where_they_look_for_it():
+    fetched = {install.place(name, file).as_posix() for name in install.WEIGHTS for file in SOURCES[name].files}
+    places = {
+        "DiagDistillModelLoader": "diffusion_models",
+        "CLIPLoader": "text_encoders",
+        "VAELoader": "vae",
+        "DiagDistillTinyVAELoader": "vae_approx",
+    }
+    for path in (ROOT / "example_workflows").glob("*.json"):
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            name = (node.get("widgets_values") or [""])[0]
+            if node["type"] in places and name != "demo (embedded)":
+                assert f"{places[node['type']]}/{name}" in fetched, path.name
 
 
 def test_what_it_offers_can_be_fetched():
