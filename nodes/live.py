@@ -38,6 +38,13 @@ def slots_of(text: str) -> list[str]:
     return slots
 
 
+def listeners() -> list[dict[str, Any]]:
+    """Who takes prompts now, as its "listening" event has told: for a page that was opened since."""
+    with _lock:
+        running = list(_running.items())
+    return [{"prompt_id": prompt, "node": node, "slots": list(live.slots)} for (prompt, node), live in running]
+
+
 def say(prompt_id: Any, node_id: Any, prompt: Any) -> str:
     """Hands a prompt to the node that is running under this prompt id; returns it as it will be shown.
 

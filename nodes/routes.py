@@ -14,7 +14,7 @@ from ..diag_core.diagonal_schedule import DEFAULT_SHIFT
 from ..diag_core.geometry import DEFAULT_FPS, seconds_at
 from ..diag_core.settings import PRESETS
 from ..diag_core.timeline_text import TimelineError, parse_timeline
-from .live import NotListening, say
+from .live import NotListening, listeners, say
 from .schedule_parts import CUSTOM, describe, parts_of, schedule_of
 
 MAX_TEXT = 100_000  # characters
@@ -157,6 +157,10 @@ def register() -> None:
         status, answer = hear(body)
         return web.json_response(answer, status=status)
 
+    async def answer_listeners(request: Any) -> Any:
+        return web.json_response({"running": listeners()})
+
+    routes.get("/diagdistill/live")(answer_listeners)
     routes.post("/diagdistill/live")(answer_live)
     routes.get("/diagdistill/schedule")(answering(read_schedule))
     routes.post("/diagdistill/schedule")(answer_lists)

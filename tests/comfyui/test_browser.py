@@ -185,6 +185,10 @@ def test_a_prompt_typed_while_the_video_is_made_changes_it(tab, tmp_path):
     tab.open_template("Stream with live prompts")
     tab.show(["DiagDistillStream"])
     typed, told = tab.page.locator(".ddx-live input"), tab.page.locator(".ddx-live .ddx-grow").last
+    tab.page.evaluate(  # long enough for a fast machine; it is stopped
+        "(kind) => { app.graph.nodes.find((n) => n.type === kind).widgets.find((w) => w.name === 'length').value = 600 }",
+        "DiagDistillStream",
+    )
     assert typed.is_disabled() and "Run the graph" in typed.get_attribute("placeholder")
     tab.start()
     tab.page.wait_for_function("() => !document.querySelector('.ddx-live input').disabled")
@@ -196,6 +200,13 @@ def test_a_prompt_typed_while_the_video_is_made_changes_it(tab, tmp_path):
     slots.nth(1).click()
     tab.page.wait_for_function("() => document.querySelector('.ddx-live').innerText.includes('s: a green 5')")
     assert typed.input_value() == "" and "(after " in told.inner_text()
+    tab.open()  # the page is loaded anew while the video goes on
+    tab.page.wait_for_function("() => document.querySelector('.ddx-live input')?.disabled === false")
+    tab.show(["DiagDistillStream"])
+    assert slots.count() == 3
+    typed.fill("a red 1 moves up fast and bounces, on a navy ground")
+    typed.press("Enter")
+    tab.page.wait_for_function("() => document.querySelector('.ddx-live').innerText.includes('s: a red 1')")
     tab.picture(tmp_path / "live.png", ["DiagDistillStream"])
     tab.page.evaluate("async () => { await fetch('/api/interrupt', { method: 'POST' }) }")
     tab.page.wait_for_function("() => document.querySelector('.ddx-live input').disabled")

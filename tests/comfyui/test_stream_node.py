@@ -195,11 +195,15 @@ def test_what_cannot_be_encoded_is_told_and_the_video_goes_on(client, graph):
 def test_the_live_route_takes_nothing_but_prompts_for_what_runs(client, graph, server):
     nothing = say(client, prompt_id="1", node_id="1", prompt="a 1")
     assert nothing["status"] == 409 and "connect a CLIP" in nothing["error"]
+    assert client.get_json("diagdistill/live") == {"running": []}
     g = graph()
     node = with_clip(g)
     still = client.succeed(g.fresh())
     prompt_id = client.submit(g.fresh())
     client.wait_for_progress(prompt_id, node.id, 3)
+    assert client.get_json("diagdistill/live") == {
+        "running": [{"prompt_id": prompt_id, "node": node.id, "slots": []}]
+    }
     wrong: list[tuple[dict[str, Any], int]] = [
         ({"prompt_id": "other", "node_id": node.id, "prompt": OTHER_PROMPT}, 409),
         ({"prompt_id": prompt_id, "node_id": "999", "prompt": OTHER_PROMPT}, 409),

@@ -93,6 +93,11 @@ export async function ask(path, query = {}) {
   return answer;
 }
 
+/** The same of what changes by itself: never from memory. */
+export async function askAnew(path) {
+  return fetched(`/diagdistill/${path}`);
+}
+
 export async function send(path, body) {
   return fetched(`/diagdistill/${path}`, {
     method: "POST",

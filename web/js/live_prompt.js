@@ -1,7 +1,8 @@
 // The live prompt on Diagonal Sampler and Diagonal Stream: what is typed while the video is sampled.
 import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
-import { after, growToFit, make, placeElement, send, showWidget, t, widgetOf } from "./common.js";
+import { after, askAnew, growToFit, make, placeElement, send, showWidget, t, widgetOf } from "./common.js";
+import "./sampler_settings.js"; // its lines stand above the live prompt, whichever file arrives first
 import "./style.js";
 
 const NODES = ["DiagDistillSampler", "DiagDistillStream"];
@@ -88,8 +89,21 @@ api.addEventListener("diagdistill.live", ({ detail }) => {
   app.graph?.getNodeById?.(detail.node)?.diagdistillLive?.hear(detail);
 });
 
+/** A page that is opened, or finds the server again, while a video is being sampled has missed the event. */
+async function catchUp() {
+  const answer = await askAnew("live");
+  if (answer.error) return;
+  running = answer.running[0] ?? null;
+  for (const node of app.graph?.nodes ?? []) node.diagdistillLive?.show();
+}
+
+api.addEventListener("reconnected", catchUp);
+
 app.registerExtension({
   name: "DiagDistill.LivePrompt",
+  init() {
+    catchUp(); // not awaited: a slow server must not hold up the front end
+  },
   nodeCreated(node) {
     if (!NODES.includes(node.comfyClass) || !node.addDOMWidget || !widgetOf(node, "preset")) return;
     node.diagdistillLive = new LivePrompt(node);
