@@ -16,16 +16,28 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .ahead import run_ahead
 from .chunk_loop import Chunk, Forward
-from .vae.interface import VideoVAE
 from .video import to_uint8
 
 OnForward = Callable[[Forward], None]
+
+
+class Decodes(Protocol):
+    """What a pipeline asks of a VAE."""
+
+    def streaming_decoder(self) -> Pushed: ...
+
+
+class Pushed(Protocol):
+    def push(self, latents: Tensor) -> Tensor:
+        """The next latents [1,C,f,H,W] -> their pixels [1,3,T,H,W] in -1..1, or uint8 [T,H,W,3]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class VideoPipeline:
     def __init__(
         self,
         chunks: Callable[[OnForward], Iterable[Chunk]],
-        vae: VideoVAE,
+        vae: Decodes,
         *,
         pixel_frames: int | None = None,
         on_forward: OnForward = lambda _: None,

@@ -15,15 +15,19 @@ from diag_core import CacheConfig, ContextPolicy, DiagonalSchedule, WanConfig
 from diag_core.bench import (
     PRESETS,
     BenchSetting,
+    Peak,
     Rig,
     Spread,
     Work,
     forward_work,
+    kind_of,
     long_report,
     long_table,
+    matrix_peak,
     measure_long,
     measure_video,
     save_report,
+    take_apart,
     video_report,
     video_table,
     video_work,
@@ -32,7 +36,8 @@ from diag_core.bench.measure import EARLY, LATE, MIN_CHUNKS, LongResult
 from diag_core.bench.meter import Memory, Meter, choose_device
 from diag_core.bench.rig import to_rgb
 from diag_core.cli.bench import add_arguments, run, setting_from
-from diag_core.vae import TinyVAEConfig
+from diag_core.fast import FastDiT
+from diag_core.vae import Stream, TinyVAEConfig
 
 TERA = 1e12
 WAN = WanConfig.wan_1_3b()
@@ -147,6 +152,8 @@ def test_video_report_is_complete(decoder: str) -> None:
         seconds = report["seconds"][name]
         assert len(seconds["values"]) == 3
         assert 0 < seconds["min"] <= seconds["median"] <= seconds["max"]
+    assert len(report["seconds"]["steady_chunk"]["values"]) == 3
+    assert report["path"] == {"asked": "auto", "taken": "plain", "kernels": "PyTorch's", "cuda_graphs": False}
     assert report["seconds"]["first_frame"]["max"] < report["seconds"]["together"]["max"]
     assert report["frames_per_second"]["dit"] == pytest.approx(25 / report["seconds"]["dit"]["median"], rel=1e-2)
     assert report["memory"]["peak_bytes"] > 1e6
@@ -161,6 +168,83 @@ def test_video_report_is_complete(decoder: str) -> None:
     assert "needs 5 or more" in table
 
 
+def test_the_fast_path_is_measured_where_it_is_asked_for() -> None:
+    rig = Rig(dataclasses.replace(TINY, fast="on", decoder="none"))
+    assert isinstance(rig.model, FastDiT)
+    report = video_report(rig, measure_video(rig, runs=1))
+    assert report["path"] == {"asked": "on", "taken": "fast", "kernels": "PyTorch's", "cuda_graphs": False}
+    assert any("scaled_dot_product" in name for name in report["setting"]["attention_kernels"])
+    assert "fast (PyTorch's kernels, no CUDA graphs)" in video_table(report)
+    same = zip(rig.chunks(), Rig(dataclasses.replace(TINY, fast="off", decoder="none")).chunks(), strict=True)
+    assert all(torch.allclose(ours.latents, plain.latents, atol=1e-4) for ours, plain in same)
+
+
+def test_guided_videos_of_one_chunk() -> None:
+    """As the undistilled model makes them: every forward twice, decoded in pieces."""
+    setting = dataclasses.replace(
+        TINY, chunk_frames=7, schedule=DiagonalSchedule.parse("7"), cfg=5.0, step="euler", cache=CacheConfig(None, 0),
+        batch=2,
+    )  # fmt: skip
+    rig, forwards = Rig(setting), []
+    rig.model.register_forward_hook(lambda *_: forwards.append(1))
+    report = video_report(rig, measure_video(rig, runs=1))
+    assert setting.forwards == report["setting"]["forwards"] == 14 and len(forwards) % 14 == 2  # names the kernels
+    assert (report["setting"]["guidance"], report["setting"]["step"]) == (5.0, "euler")
+    assert report["seconds"]["steady_chunk"] is None
+    assert setting.work.total == 2 * dataclasses.replace(setting, cfg=1.0).work.total
+    assert "guidance 5" in video_table(report)
+    assert rig.streaming_decoder().push(next(rig.chunks()).latents).shape == (1, 3, 2 * 25, 16, 32)
+
+
+def test_shares_of_the_peak() -> None:
+    rig = Rig(dataclasses.replace(TINY, decoder="none"))
+    peak = matrix_peak(rig.device, torch.float32)
+    assert peak.tflop_per_second > 1e-4
+    report = video_report(rig, measure_video(rig, runs=1), peak=Peak(2.0, (8, 8, 8)))
+    work = report["work"]
+    assert (work["peak_tflop_per_second"], work["peak_measured_with"]) == (2.0, [8, 8, 8])
+    assert work["share_of_peak"] == pytest.approx(work["dit_tflop_per_second"] / 2, abs=1e-4)
+    assert work["seconds_at_peak"] == pytest.approx(rig.setting.work.total / 2e12, abs=1e-6)
+    assert "of the 2 TFLOP/s that matrix products reach here (8 x 8 x 8)" in video_table(report)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("flash_fwd_kernel<Flash_fwd_kernel_traits<128, 64>>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3x64x128x128", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "attention"),
+        ("nvjet_hsh_256x128_64x4_1x2_h_bz_coopA_NNT", "matrix products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "matrix products"),
+        ("aten::addmm", "matrix products"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc", "convolutions"),
+        ("aten::mkldnn_convolution", "convolutions"),
+        ("_write_qkv", "fused by this project"),
+        ("_norm_modulate", "fused by this project"),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy<at::native::OpaqueType<2u>>", "copies"),
+        ("Memcpy DtoH (Device -> Pinned)", "copies"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>", "norms and element-wise"),
+        (
+            "void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<c10::BFloat16>",
+            "norms and element-wise",
+        ),
+        ("something nobody has heard of", "other"),
+    ],
+)
+def test_kinds_of_kernels(kernel: str, kind: str) -> None:
+    assert kind_of(kernel) == kind
+
+
+def test_a_video_is_taken_apart(tmp_path: Any) -> None:
+    trace = tmp_path / "trace.json"
+    x = torch.randn(64, 64)
+    apart = take_apart(lambda: (x @ x).softmax(-1), torch.device("cpu"), trace)
+    assert {"matrix products", "norms and element-wise"} <= set(apart.seconds)
+    assert 0 < sum(apart.seconds.values()) <= apart.wall
+    assert ("aten::mm", 1) in [(name, calls) for name, _, calls in apart.longest]
+    assert "aten::mm" in trace.read_text()
+
+
 def test_without_a_decoder_there_are_no_frames() -> None:
     rig = Rig(dataclasses.replace(TINY, decoder="none"))
     report = video_report(rig, measure_video(rig, runs=5))
@@ -173,7 +257,8 @@ def test_without_a_decoder_there_are_no_frames() -> None:
 def test_all_frames_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those of a last chunk that is trimmed: decode alone does what decoding together does."""
     frames: list[int] = []
-    monkeypatch.setattr("diag_core.bench.measure.to_rgb", lambda pixels: frames.append(pixels.shape[2]))
+    push = Stream.push
+    monkeypatch.setattr(Stream, "push", lambda *given: [pixels := push(*given), frames.append(pixels.shape[2])][0])
     measure_video(Rig(TINY), runs=1, warm_up=1)
     assert frames == 3 * [9, 12, 4]  # warm-up, decode alone, together
 
@@ -264,6 +349,8 @@ def test_refused_measurements() -> None:
         ({"decoder": "vhs"}, "taehv, wan, none"),
         ({"dtype": "int8"}, "float32"),
         ({"attention": "flush"}, "sdpa"),
+        ({"fast": "very"}, "auto, on, off"),
+        ({"step": "leap"}, "renoise, euler"),
         ({"kv_noise": 1001.0}, "from 0 to 1000"),
         ({"kv_noise": float("nan")}, "from 0 to 1000"),
         ({"cache": CacheConfig(5, 3)}, "make it 6 or more"),
@@ -290,6 +377,9 @@ def test_refused_settings(changes: dict[str, Any], message: str) -> None:
         ("--device abacus", "abacus"),
         ("--device meta", "only cpu and cuda"),
         ("--json no/such/folder/x.json", "does not exist"),
+        ("--profile no/such/folder/x.json", "does not exist"),
+        ("--chunks 200 --profile x.json", "leave out --profile"),
+        ("--size 32x32 --memory 12", "not that of 'cpu'"),
     ],
 )
 def test_refused_options(words: str, message: str) -> None:
@@ -314,6 +404,14 @@ def test_presets() -> None:
     assert (setting.model, setting.cache) == (WAN, CacheConfig())
     assert setting_from(options("--preset", "wan-14b")).model == WanConfig.wan_14b()
     assert PRESETS["small"].device == "cpu"
+    # 81 frames each, but for the minute.
+    assert [PRESETS[name].forwards for name in ("self-forcing", "longlive", "wan-2.1", "batch-4")] == [35, 35, 100, 17]
+    assert PRESETS["wan-2.1"].chunks == 1 and PRESETS["minute"].pixel_frames == 969
+    teras = [
+        round((PRESETS[name].work.total - PRESETS[name].work.rest) / TERA) for name in ("self-forcing", "longlive")
+    ]
+    assert teras == [990, 869]
+    assert all(setting.preset == name for name, setting in PRESETS.items())
 
 
 def test_options_replace_what_the_preset_says() -> None:
@@ -342,10 +440,14 @@ def test_options_replace_what_the_preset_says() -> None:
 
 def test_command_prints_and_saves(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "figures.json"
-    words = f"--preset small --size 32x32 --frames 9 --runs 2 --threads 1 --json {file}"
+    trace = tmp_path / "trace.json"
+    words = f"--preset small --size 32x32 --frames 9 --runs 2 --threads 1 --fast on --json {file} --profile {trace}"
     assert run(options(*words.split())) == 0
     printed = capsys.readouterr()
     report = json.loads(file.read_text())
+    assert "traceEvents" in json.loads(trace.read_text())
+    assert report["path"]["taken"] == "fast" and 0 < report["work"]["share_of_peak"] < 2
+    assert report["breakdown"]["seconds"]["convolutions"] > 0 and "kind of kernel" in printed.out
     assert report["mode"] == "video" and report["runs"] == 2 and report["setting"]["pixel_frames"] == 9
     assert f"{report['seconds']['dit']['median']:.4f}" in printed.out
     assert "run 2 of 2" in printed.err and "run 2 of 2" not in printed.out

@@ -6,12 +6,14 @@ numbers of each.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..geometry import chunk_spans
+from ..pipeline import VideoPipeline
 from .meter import Memory, Meter
 from .rig import Rig, to_rgb
 
@@ -48,8 +50,10 @@ class VideoResult:
     Attributes:
         dit: from the call of the sampler to its last latents, nothing else running.
         decode: all chunks through the streaming decoder into 8-bit RGB on the host, nothing else running.
-        together: from the call to the last RGB frame on the host, each chunk decoded as it comes.
+        together: from the call to the last RGB frame on the host, each chunk decoded while the next is sampled.
         first_frame: from the same call to the first RGB frame on the host.
+        steady_chunk: median time between the arrivals of two chunks' frames, over the second half of the video; None
+            for a video of one chunk.
         warm_up_videos, warm_up_seconds: what ran before the first measured run, DiT and decoder together.
         memory: after all runs.
     """
@@ -58,6 +62,7 @@ class VideoResult:
     decode: Spread | None
     together: Spread | None
     first_frame: Spread | None
+    steady_chunk: Spread | None
     warm_up_videos: int
     warm_up_seconds: float
     memory: Memory
@@ -138,21 +143,25 @@ def measure_video(rig: Rig, *, runs: int, warm_up: int = 1, progress: Progress =
     warm_up_seconds = meter.now() - begin
     progress(f"warm-up done in {warm_up_seconds:.2f} s")
     meter.reset_peak()
-    dit, decode, together, first_frame = [], [], [], []
+    dit, decode, together, first_frame, steady = [], [], [], [], []
     # In turn rather than one after the other, so that a slow minute of the machine falls on all of them.
     for run in range(runs):
         dit.append(_dit(rig, meter))
         if rig.decoder is not None:
             decode.append(_decode(rig, meter))
-            first, whole = _together(rig, meter)
-            first_frame.append(first)
-            together.append(whole)
+            arrivals = _together(rig, meter)
+            first_frame.append(arrivals[0])
+            together.append(arrivals[-1])
+            if len(arrivals) > 1:
+                between = [after - before for before, after in itertools.pairwise(arrivals)]
+                steady.append(statistics.median(between[len(between) // 2 :]))
         progress(f"run {run + 1} of {runs} done")
     return VideoResult(
         dit=Spread(tuple(dit)),
         decode=Spread(tuple(decode)) if decode else None,
         together=Spread(tuple(together)) if together else None,
         first_frame=Spread(tuple(first_frame)) if first_frame else None,
+        steady_chunk=Spread(tuple(steady)) if steady else None,
         warm_up_videos=warm_up,
         warm_up_seconds=warm_up_seconds,
         memory=meter.memory(),
@@ -171,24 +180,27 @@ def _decode(rig: Rig, meter: Meter) -> float:
     setting, latents, stream = rig.setting, rig.latents(), rig.decoding()
     assert stream is not None
     begin = meter.now()
-    for start, length in chunk_spans(setting.latent_frames, setting.chunk_frames):
+    for start, length in chunk_spans(setting.latent_frames, setting.decode_frames):
         to_rgb(stream.push(latents[:, :, : min(length, setting.latent_frames - start)]))
     return meter.now() - begin
 
 
-def _together(rig: Rig, meter: Meter) -> tuple[float, float]:
-    """Seconds to the first frame and in all."""
+def in_turn(rig: Rig) -> None:
+    """The setting's video once, each chunk sampled and then decoded, in this thread: what a profiler can see."""
     stream = rig.decoding()
-    first: float | None = None
-    begin = meter.now()
     for chunk in rig.chunks():
         if stream is not None:
-            to_rgb(stream.push(chunk.latents))
-        # The frames have just arrived on the host: the plain clock does, and a GPU is not stopped for it.
-        first = first or time.perf_counter() - begin
-    whole = meter.now() - begin
-    assert first is not None, "a video has a chunk"
-    return first, whole
+            for piece in chunk.latents.split(rig.setting.decode_frames, dim=2):
+                to_rgb(stream.push(piece))
+
+
+def _together(rig: Rig, meter: Meter) -> list[float]:
+    """Seconds from the call until each chunk's frames were on the host, as a user's video goes there; without a
+    decoder, until the last latents."""
+    if rig.decoder is None:
+        return [_dit(rig, meter)]
+    meter.now()
+    return [frames.seconds for frames in VideoPipeline(rig.chunks, rig).frames()]
 
 
 def measure_long(rig: Rig, *, progress: Progress = lambda text: None) -> LongResult:

@@ -46,6 +46,20 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def limit_memory(device: torch.device, size: int) -> None:
+    """Refuses PyTorch more than `size` bytes of a GPU's memory from now on, as a smaller card would.
+
+    Raises:
+        ValueError: no GPU, or one that has no more than that.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"the memory of a GPU can be limited, not that of {str(device)!r}")
+    there = torch.cuda.get_device_properties(device).total_memory
+    if size >= there:
+        raise ValueError(f"{device} has {there / 1e9:.1f} GB: a limit of {size / 1e9:g} GB is none")
+    torch.cuda.set_per_process_memory_fraction(size / there, device)
+
+
 class Meter:
     def __init__(self, device: torch.device) -> None:
         self.device = device

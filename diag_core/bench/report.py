@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .breakdown import Breakdown
 from .measure import EARLY, LATE, LongResult, Spread, VideoResult
 from .meter import describe_machine
+from .peak import Peak
 from .rig import Rig
 from .setting import BenchSetting
 from .work import Work
@@ -20,10 +22,18 @@ _TERA = 1e12
 _MEGA = 1e6
 
 
-def video_report(rig: Rig, result: VideoResult) -> dict[str, Any]:
+def video_report(
+    rig: Rig, result: VideoResult, *, peak: Peak | None = None, breakdown: Breakdown | None = None
+) -> dict[str, Any]:
+    """Everything measured, as plain values for JSON.
+
+    Args:
+        peak: of matrix products on the same device; adds the share of it that the DiT reaches.
+        breakdown: of one more video, with the decoder.
+    """
     setting = rig.setting
     frames = setting.pixel_frames * setting.batch
-    seconds = {name: getattr(result, name) for name in ("dit", "decode", "together", "first_frame")}
+    seconds = {name: getattr(result, name) for name in ("dit", "decode", "together", "first_frame", "steady_chunk")}
     return {
         **header(rig, "video"),
         "warm_up": {"excluded": True, "videos": result.warm_up_videos, "seconds": round(result.warm_up_seconds, 6)},
@@ -35,11 +45,13 @@ def video_report(rig: Rig, result: VideoResult) -> dict[str, Any]:
             for name in ("dit", "decode", "together")
         },
         "memory": {"kind": result.memory_kind, "peak_bytes": result.memory.peak},
-        "work": _work(setting.work, result.dit.median),
+        "work": _work(setting.work, result.dit.median, peak),
+        **({} if breakdown is None else {"breakdown": _breakdown(breakdown)}),
     }
 
 
-def long_report(rig: Rig, result: LongResult) -> dict[str, Any]:
+def long_report(rig: Rig, result: LongResult, *, peak: Peak | None = None) -> dict[str, Any]:
+    """As `video_report`."""
     setting = rig.setting
     frames = 4 * setting.chunk_frames * setting.batch
     late_dit = Spread(result.dit[-LATE:])
@@ -66,7 +78,7 @@ def long_report(rig: Rig, result: LongResult) -> dict[str, Any]:
             "current_growth_bytes": result.current_growth,
             "peak_growth_bytes": result.peak_growth,
         },
-        "work": _work(setting.work, sum(result.dit)),
+        "work": _work(setting.work, sum(result.dit), peak),
         "per_chunk": {
             "dit_seconds": [round(value, 6) for value in result.dit],
             "decode_seconds": None if result.decode is None else [round(value, 6) for value in result.decode],
@@ -103,6 +115,7 @@ def video_table(report: dict[str, Any]) -> str:
         ("decode", "decode"),
         ("DiT and decode together", "together"),
         ("first RGB frame after the call", "first_frame"),
+        ("a chunk, in the video's second half", "steady_chunk"),
     ):
         rows.append((title, *_times(seconds[name]), f"{fps[name]:.2f}" if fps.get(name) else ""))
     few = "" if report["enough_runs"] else f" (a figure to quote needs {ENOUGH_RUNS} or more)"
@@ -116,6 +129,7 @@ def video_table(report: dict[str, Any]) -> str:
             "",
             _line("peak memory", _peak(report)),
             *_work_lines(report),
+            *_breakdown_lines(report),
         ]
     )
 
@@ -163,6 +177,7 @@ def header(rig: Rig, mode: str) -> dict[str, Any]:
         "mode": mode,
         "machine": describe_machine(rig.device),
         "setting": _setting(rig, rig.setting),
+        "path": {"asked": rig.setting.fast, **rig.path()},
         "text_encoding": {"included": False, "seconds": None},
     }
 
@@ -193,18 +208,40 @@ def _setting(rig: Rig, setting: BenchSetting) -> dict[str, Any]:
         "attention": setting.attention,
         "attention_kernels": rig.attention_kernels(),
         "decoder": setting.decoder,
-        "guidance": None,
+        "step": setting.step,
+        "guidance": None if setting.branches == 1 else setting.cfg,
     }
 
 
-def _work(work: Work, dit_seconds: float) -> dict[str, Any]:
+def _work(work: Work, dit_seconds: float, peak: Peak | None) -> dict[str, Any]:
+    rate = work.total / _TERA / dit_seconds
+    roofline = {} if peak is None else {
+        "peak_tflop_per_second": round(peak.tflop_per_second, 6),
+        "peak_measured_with": list(peak.shape),
+        "share_of_peak": round(rate / peak.tflop_per_second, 4),
+        "seconds_at_peak": round(work.total / _TERA / peak.tflop_per_second, 6),
+    }  # fmt: skip
     return {
         "tflop": round(work.total / _TERA, 6),
         "linear_tflop": round(work.linear / _TERA, 6),
         "self_attention_tflop": round(work.self_attention / _TERA, 6),
         "cross_attention_tflop": round(work.cross_attention / _TERA, 6),
         "rest_tflop": round(work.rest / _TERA, 6),
-        "dit_tflop_per_second": round(work.total / _TERA / dit_seconds, 6),
+        "dit_tflop_per_second": round(rate, 6),
+        **roofline,
+    }
+
+
+def _breakdown(breakdown: Breakdown) -> dict[str, Any]:
+    busy = sum(breakdown.seconds.values())
+    return {
+        "of": "one video, each chunk sampled and then decoded, under the profiler",
+        "wall_seconds": round(breakdown.wall, 6),
+        "device_seconds": round(busy, 6),
+        "seconds": {kind: round(seconds, 6) for kind, seconds in breakdown.seconds.items()},
+        "longest": [
+            {"name": name, "seconds": round(seconds, 6), "calls": calls} for name, seconds, calls in breakdown.longest
+        ],
     }
 
 
@@ -234,6 +271,7 @@ def _head(report: dict[str, Any]) -> list[str]:
     machine, setting = report["machine"], report["setting"]
     cpu = f"{machine['cpu']}, {machine['threads']} thread(s)"
     window = setting["window_frames"]
+    guidance = "no guidance" if setting["guidance"] is None else f"guidance {setting['guidance']:g}"
     noise = "" if setting["kv_noise"] is None else f" at KV noise {setting['kv_noise']:g}"
     return [
         _line("hardware", cpu if machine["gpu"] is None else f"{machine['gpu']} (host: {cpu})"),
@@ -244,7 +282,7 @@ def _head(report: dict[str, Any]) -> list[str]:
             f"{setting['width']}x{setting['height']}, {setting['pixel_frames']} pixel frames "
             f"({setting['latent_frames']} latent, {setting['chunks']} chunks), batch {setting['batch']}",
         ),
-        _line("schedule", f"{setting['schedule']}, {setting['forwards']} forwards, no guidance"),
+        _line("schedule", f"{setting['schedule']}, {setting['forwards']} forwards, {guidance}"),
         _line("commit", f"{setting['commit']}{noise}"),
         _line(
             "window",
@@ -252,9 +290,18 @@ def _head(report: dict[str, Any]) -> list[str]:
         ),
         _line("precision", setting["precision"]),
         _line("attention", f"{setting['attention']} ({', '.join(setting['attention_kernels']) or 'kernel unknown'})"),
+        _line("path", _path(report["path"])),
         _line("decoder", setting["decoder"]),
         _line("text encoding", "not included"),
     ]
+
+
+def _path(path: dict[str, Any]) -> str:
+    text = f"{path['taken']} ({path['kernels']} kernels, {'' if path['cuda_graphs'] else 'no '}CUDA graphs)"
+    if "attention" in path:
+        timed = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in path["attention_seconds"].items())
+        text += f", attention by {path['attention']} ({timed})"
+    return text
 
 
 def _times(spread: dict[str, Any] | None) -> tuple[str, str, str]:
@@ -288,5 +335,26 @@ def _work_lines(report: dict[str, Any]) -> list[str]:
     )
     return [
         _line("work of the DiT", f"{work['tflop']:.4g} TFLOP ({parts})"),
-        _line("rate", f"{work['dit_tflop_per_second']:.4g} TFLOP/s over the DiT's time"),
+        _line("rate", f"{work['dit_tflop_per_second']:.4g} TFLOP/s over the DiT's time{_of_peak(work)}"),
     ]
+
+
+def _of_peak(work: dict[str, Any]) -> str:
+    if "share_of_peak" not in work:
+        return ""
+    shape = " x ".join(map(str, work["peak_measured_with"]))
+    return (
+        f": {work['share_of_peak']:.1%} of the {work['peak_tflop_per_second']:.4g} TFLOP/s that matrix products reach "
+        f"here ({shape}); at that rate it would take {work['seconds_at_peak']:.4g} s"
+    )
+
+
+def _breakdown_lines(report: dict[str, Any]) -> list[str]:
+    if "breakdown" not in report:
+        return []
+    apart = report["breakdown"]
+    busy = apart["device_seconds"] or 1.0
+    rows = [("kind of kernel", "seconds", "share")]
+    rows += [(kind, f"{seconds:.4f}", f"{seconds / busy:.1%}") for kind, seconds in apart["seconds"].items()]
+    rows.append(("all, and the run's time", f"{apart['device_seconds']:.4f}", f"{apart['wall_seconds']:.4f}"))
+    return ["", *_columns(rows)]

@@ -5,15 +5,17 @@ Shapes: B batch, C latent channels, f latent frames of a piece, t its pixel fram
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..fast import FastDiT, accelerated
 from ..noise import SeededNoise
-from ..sampler import Chunk, stream_chunks
+from ..sampler import Chunk, Forward, stream_chunks
 from ..vae import Stream, TinyVAE, WanVAE
 from ..wan_dit import WanDiT
 from .meter import choose_device
@@ -34,6 +36,22 @@ class _OperatorNames(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Enough(Exception):
+    """Ends a video after its first forward."""
+
+
+class _BatchOfOne:
+    """A decoder's stream as a pipeline wants it: pieces of any length, and one sample, with all frames of the batch."""
+
+    def __init__(self, stream: Stream, decode_frames: int) -> None:
+        self.stream, self.decode_frames = stream, decode_frames
+
+    def push(self, latents: Tensor) -> Tensor:
+        """[B,C,f,h,w] -> [1,3,B t,H,W]"""
+        pieces = [self.stream.push(piece).unbind(0) for piece in latents.split(self.decode_frames, dim=2)]
+        return torch.cat([sample for piece in pieces for sample in piece], dim=1).unsqueeze(0)
+
+
 class Rig:
     """Everything a measurement runs.
 
@@ -49,17 +67,42 @@ class Rig:
         # From the meta device: a 14B model is never held in float32, nor on the host.
         with torch.device("meta"):
             model = WanDiT(setting.model, attention=setting.attention)
-        self.model = self._filled(model, dtype)
+        plain = self._filled(model, dtype)
+        self.model: Any = accelerated(
+            plain, setting.fast, attention="auto" if setting.attention == "auto" else plain.attend
+        )
+        """on the path that the setting asks for"""
         self.decoder = self._decoder(dtype)
         text = (setting.batch, setting.model.text_len, setting.model.text_dim)
         self.context = torch.randn(text, generator=self.generator, device=self.device)
+        self.negative = (
+            torch.randn(text, generator=self.generator, device=self.device) if setting.branches == 2 else None
+        )
 
     @property
     def parameters(self) -> int:
         """Of the DiT."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(parameter.numel() for parameter in self._plain.parameters())
 
-    def chunks(self) -> Iterator[Chunk]:
+    @property
+    def _plain(self) -> WanDiT:
+        model: WanDiT = self.model.model if isinstance(self.model, FastDiT) else self.model
+        return model
+
+    def path(self) -> dict[str, Any]:
+        """What the forwards ran on, after the first video; plain values for JSON."""
+        if not isinstance(self.model, FastDiT):
+            return {"taken": "plain", "kernels": "PyTorch's", "cuda_graphs": False}
+        choice = self.model.choice
+        timed = {} if choice is None else {
+            "attention": choice.name,
+            "attention_seconds": {name: round(seconds, 6) for name, seconds in choice.seconds.items()},
+            "attention_refused": choice.refused,
+        }  # fmt: skip
+        kernels = "Triton" if self.model.ops.__name__.endswith(".kernels") else "PyTorch's"
+        return {"taken": "fast", "kernels": kernels, "cuda_graphs": self.model.captured, **timed}
+
+    def chunks(self, on_forward: Callable[[Forward], None] | None = None) -> Iterator[Chunk]:
         """Samples the setting's video from its beginning; a chunk is the caller's to drop."""
         setting = self.setting
         height, width = setting.latent_size
@@ -74,27 +117,48 @@ class Rig:
             cache=setting.cache,
             policy=setting.policy,
             chunk_frames=setting.chunk_frames,
+            step=setting.step,
+            cfg=setting.cfg,
+            negative=self.negative,
+            on_forward=on_forward,
         )
 
     def attention_kernels(self) -> list[str]:
-        """Names of the attention operators that the first chunk runs, as PyTorch records them.
+        """Names of the attention operators that the first forward runs, as PyTorch records them.
 
         A back end may choose between kernels by device, precision and size, so its name alone does not say. Empty where
         the kernel is no operator of PyTorch's, or attention falls apart into plain products.
         """
-        with _OperatorNames() as operators:
-            next(self.chunks())
+
+        def stop(forward: Forward) -> None:
+            raise _Enough
+
+        graphs = isinstance(self.model, FastDiT) and self.model.graphs
+        if graphs:
+            self.model.graphs = False  # a replay runs no operators
+        try:
+            with _OperatorNames() as operators, contextlib.suppress(_Enough):
+                next(self.chunks(stop))
+        finally:
+            if graphs:
+                self.model.graphs = True
         return sorted(name for name in operators.names if "attention" in name or "attn" in name)
 
     def latents(self) -> Tensor:
-        """Random latents of one chunk [B,C,f,h,w]: decoding takes them as well as sampled ones."""
+        """Random latents of a piece [B,C,f,h,w] of `decode_frames`: decoding takes them as well as sampled ones."""
         setting = self.setting
-        shape = (setting.batch, setting.model.in_dim, setting.chunk_frames, *setting.latent_size)
+        shape = (setting.batch, setting.model.in_dim, setting.decode_frames, *setting.latent_size)
         return torch.randn(shape, generator=self.generator, device=self.device)
 
     def decoding(self) -> Stream | None:
         """A fresh stream of the decoder; None without one."""
         return None if self.decoder is None else self.decoder.streaming_decoder()
+
+    def streaming_decoder(self) -> _BatchOfOne:
+        """As a pipeline's decoder: a fresh stream."""
+        stream = self.decoding()
+        assert stream is not None, "the setting has a decoder"
+        return _BatchOfOne(stream, self.setting.decode_frames)
 
     def _decoder(self, dtype: torch.dtype) -> TinyVAE | WanVAE | None:
         name = self.setting.decoder

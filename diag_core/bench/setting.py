@@ -8,7 +8,9 @@ import torch
 
 from ..attention import NAMES
 from ..config import CacheConfig, ContextPolicy, WanConfig
+from ..denoising import STEPS
 from ..diagonal_schedule import DiagonalSchedule
+from ..fast import MODES
 from ..geometry import chunk_count, latent_size, pixel_frames, tokens_per_frame
 from ..noise_schedule import sigma_from_schedule_timestep
 from ..vae import TinyVAEConfig
@@ -34,23 +36,38 @@ class BenchSetting:
     kv_noise: float = 100.0
     """Level of a "noised" commit as a schedule timestep (0..1000, before the shift); not used by the others."""
     cache: CacheConfig = field(default_factory=CacheConfig)
+    step: str = "renoise"
+    cfg: float = 1.0
+    """Guidance; anything but 1 runs every forward twice."""
     decoder: str = "taehv"
     tiny_vae: TinyVAEConfig = field(default_factory=TinyVAEConfig)
     """Sizes of the "taehv" decoder."""
     wan_vae_dim: int = 96
     """Base width of the "wan" decoder."""
+    decode_frames: int = 3
+    """Latent frames decoded at once, where a chunk has more."""
     batch: int = 1
     dtype: str = "bfloat16"
     device: str | None = None
     """A device of PyTorch; None takes the GPU where there is one."""
     attention: str = "auto"
+    fast: str = "auto"
+    """Whether the fast path is taken: one of `diag_core.fast.MODES`."""
 
     def __post_init__(self) -> None:
         latent_size(self.height, self.width)
-        for name in ("latent_frames", "chunk_frames", "batch"):
+        for name in ("latent_frames", "chunk_frames", "batch", "decode_frames"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name, choices in (("commit", COMMITS), ("decoder", DECODERS), ("dtype", DTYPES), ("attention", NAMES)):
+        chosen = {
+            "commit": COMMITS,
+            "decoder": DECODERS,
+            "dtype": DTYPES,
+            "attention": NAMES,
+            "fast": MODES,
+            "step": STEPS,
+        }
+        for name, choices in chosen.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if not 0 <= self.kv_noise <= 1000:
@@ -85,14 +102,19 @@ class BenchSetting:
         return chunk_count(self.latent_frames, self.chunk_frames)
 
     @property
+    def branches(self) -> int:
+        """Prompts that every forward runs for: two with guidance."""
+        return 1 if self.cfg == 1.0 else 2
+
+    @property
     def forwards(self) -> int:
-        """Forwards of the whole video, commits included."""
-        return sum(forwards_of_chunk(self.schedule, self.policy, chunk) for chunk in range(self.chunks))
+        """Forwards of the whole video, commits included, each with guidance counted twice."""
+        return self.branches * sum(forwards_of_chunk(self.schedule, self.policy, chunk) for chunk in range(self.chunks))
 
     @property
     def work(self) -> Work:
-        """Of the whole video, over the batch."""
-        return video_work(
+        """Of the whole video, over the batch and both prompts of a guided one."""
+        return self.branches * video_work(
             self.model,
             self.schedule,
             self.policy,
@@ -104,9 +126,35 @@ class BenchSetting:
         )
 
 
+_FOUR_STEPS = DiagonalSchedule.parse("1000,750,500,250")
+
 PRESETS: dict[str, BenchSetting] = {
     "wan-1.3b": BenchSetting(preset="wan-1.3b", model=WanConfig.wan_1_3b()),
     "wan-14b": BenchSetting(preset="wan-14b", model=WanConfig.wan_14b()),
+    "batch-4": BenchSetting(preset="batch-4", model=WanConfig.wan_1_3b(), batch=4),
+    # A minute at 16 frames a second, to the next whole chunk.
+    "minute": BenchSetting(
+        preset="minute", model=WanConfig.wan_1_3b(), latent_frames=243, cache=CacheConfig(12, 3, "relative")
+    ),
+    # What others do for the same 81 frames.
+    "self-forcing": BenchSetting(
+        preset="self-forcing",
+        model=WanConfig.wan_1_3b(),
+        schedule=_FOUR_STEPS,
+        commit="clean",
+        cache=CacheConfig(None, 0),
+    ),
+    "longlive": BenchSetting(preset="longlive", model=WanConfig.wan_1_3b(), schedule=_FOUR_STEPS, commit="clean"),
+    # The undistilled model: all latent frames at once. The keys it keeps, for nobody, cost memory and hardly any time.
+    "wan-2.1": BenchSetting(
+        preset="wan-2.1",
+        model=WanConfig.wan_1_3b(),
+        chunk_frames=21,
+        schedule=DiagonalSchedule.parse("50"),
+        step="euler",
+        cfg=5.0,
+        cache=CacheConfig(None, 0),
+    ),
     # Wan's proportions at a size where one CPU core takes a fraction of a second for a chunk.
     "small": BenchSetting(
         preset="small",

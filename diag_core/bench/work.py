@@ -37,6 +37,9 @@ class Work:
             rest=self.rest + other.rest,
         )
 
+    def __rmul__(self, times: int) -> Work:
+        return self * times
+
     def __mul__(self, times: int) -> Work:
         return Work(
             linear=self.linear * times,

@@ -17,14 +17,19 @@ from ..bench import (
     Rig,
     long_report,
     long_table,
+    matrix_peak,
     measure_long,
     measure_video,
     save_report,
+    take_apart,
     video_report,
     video_table,
 )
+from ..bench.measure import in_turn
+from ..bench.meter import limit_memory
 from ..bench.setting import COMMITS, DECODERS, DTYPES
 from ..diagonal_schedule import DiagonalSchedule
+from ..fast import MODES
 from ..geometry import latent_frames
 from . import values
 
@@ -48,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=sorted(DTYPES), help="precision of weights and cache")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
     add("--attention", choices=NAMES, help="attention back end")
+    add("--fast", choices=MODES, help="the fast path; auto: on a GPU (default: auto)")
+    add("--memory", type=values.number, metavar="GB", help="memory of the GPU that may be used (10^9 bytes)")
+    add("--profile", type=Path, metavar="FILE", help="save a trace of one more video, for Perfetto (ui.perfetto.dev)")
     add("--threads", type=values.positive, metavar="N", help="CPU threads")
     add("--runs", type=values.positive, metavar="N", help=f"measured videos (default: {RUNS})")
     add("--warmup", type=values.positive, metavar="N", help="videos before the first measured one (default: 1)")
@@ -64,7 +72,7 @@ def setting_from(options: argparse.Namespace) -> BenchSetting:
     preset = PRESETS[options.preset]
     changes: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("commit", "kv_noise", "batch", "decoder", "dtype", "device", "attention")
+        for name in ("commit", "kv_noise", "batch", "decoder", "dtype", "device", "attention", "fast")
         if getattr(options, name) is not None
     }
     if options.kv_noise is not None and options.commit != "noised":
@@ -74,7 +82,7 @@ def setting_from(options: argparse.Namespace) -> BenchSetting:
     if options.schedule is not None:
         changes["schedule"] = DiagonalSchedule.parse(options.schedule)
     if options.chunks is not None:
-        for name in ("frames", "runs", "warmup"):
+        for name in ("frames", "runs", "warmup", "profile"):
             if getattr(options, name) is not None:
                 raise ValueError(f"--chunks measures one long video: leave out --{name}")
         changes["latent_frames"] = options.chunks * preset.chunk_frames
@@ -92,17 +100,24 @@ def setting_from(options: argparse.Namespace) -> BenchSetting:
 def run(options: argparse.Namespace) -> int:
     """Raises ValueError, before anything is measured, for what cannot be."""
     setting = setting_from(options)
-    if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise ValueError(f"--json {options.json}: the folder does not exist; make it first")
+    for name in ("json", "profile"):
+        path = getattr(options, name)
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"--{name} {path}: the folder does not exist; make it first")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     rig = Rig(setting)
+    if options.memory is not None:
+        limit_memory(rig.device, int(1e9 * options.memory))
+    peak = matrix_peak(rig.device, DTYPES[setting.dtype])
     if options.chunks is not None:
-        report = long_report(rig, measure_long(rig, progress=_progress))
+        report = long_report(rig, measure_long(rig, progress=_progress), peak=peak)
         print(long_table(report))
     else:
         measured = measure_video(rig, runs=options.runs or RUNS, warm_up=options.warmup or 1, progress=_progress)
-        report = video_report(rig, measured)
+        _progress("one more video, under the profiler")
+        apart = take_apart(lambda: in_turn(rig), rig.device, options.profile)
+        report = video_report(rig, measured, peak=peak, breakdown=apart)
         print(video_table(report))
     if options.json is not None:
         save_report(report, options.json)
