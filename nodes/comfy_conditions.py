@@ -9,8 +9,10 @@ L text tokens, D text width. Latents are normalised (model space).
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +24,14 @@ import torch
 from torch import Tensor
 
 from ..diag_core import Timeline, WanConfig
+from ..diag_core.fast import FastDiT
 from ..diag_core.kv_cache import KVCache
 from . import comfy_bridge
+from .comfy_fast import fast_path, options_of_others
 from .comfy_model import check_model, stock_forward, warn_of_ignored_patches
 from .prompt_timeline import TIMELINE_KEY
+
+log = logging.getLogger(__name__)
 
 KEY = "diagdistill"
 RUN_KEY = "diagdistill_run"
@@ -98,14 +104,19 @@ class Condition:
         comfy_bridge.check_interrupted()
         if self.cond.get("hooks") is not None:
             cache.drop_text()  # hooks may change the weights from step to step
+        # What ComfyUI hands over may carry changes of other packs; only a timeline knows better.
+        text = context.to(latents) if self.switches else inside.context.to(latents.dtype)
+        fast = self.run.fast if self.run.causal else None
+        if fast is not None:
+            fast.lend(cache)
+            if self._goes_fast(fast, inside, timestep, cache, start_frame):
+                return fast(latents, timestep, text, cache, start_frame)
         past, frames = cache, latents.shape[2]
         if not self.run.causal:
             cache.place(start_frame, frames)  # only counted: there is no past to keep
             past = None
         elif inside.repeated:  # it shall not leave its keys behind
             past = cache.snapshot(start_frame, frames)
-        # What ComfyUI hands over may carry changes of other packs; only a timeline knows better.
-        text = context.to(latents) if self.switches else inside.context.to(latents.dtype)
         flow = stock_forward(
             inside.stock,
             latents,
@@ -118,6 +129,15 @@ class Condition:
         if inside.repeated:
             cache.place(start_frame, frames)
         return flow
+
+    def _goes_fast(self, fast: FastDiT, inside: _Inside, timestep: Tensor, cache: KVCache, start_frame: int) -> bool:
+        """Not where another pack has a say that the fast path would not hear."""
+        if inside.repeated or self.cond.get("hooks") is not None:
+            return False
+        asked = options_of_others(inside.transformer_options)
+        if asked is not None:
+            self.run.say_once(f"plain path, as another pack has set {asked}")
+        return asked is None and fast.takes(timestep, cache, start_frame)
 
 
 class StockRun:
@@ -138,6 +158,8 @@ class StockRun:
         self.kept: Kept | None = None
         self._acting: dict[Any, Callable[[Tensor], Tensor]] = {}
         self._ran: set[Any] = set()
+        self._said: set[str] = set()
+        self.fast = fast_path(guider.model_patcher, self.config, self.dtype)
         self.options = comfy.model_patcher.create_model_options_clone(model_options)
         comfy.patcher_extension.add_wrapper_with_key(
             _WRAPPER, KEY, _diffusion_model, self.options, is_model_options=True
@@ -151,6 +173,12 @@ class StockRun:
         ]
         warn_of_ignored_patches(base.diffusion_model)
 
+    def say_once(self, text: str) -> None:
+        """In the log, once a run."""
+        if text not in self._said:
+            self._said.add(text)
+            log.info("Diagonal Sampler: %s", text)
+
     def _acts(self, role: str) -> bool:
         """ComfyUI leaves out the negative at guidance 1: it shall cost no cache."""
         skipped = math.isclose(self.cfg, 1.0) and not self.options.get("disable_cfg1_optimization", False)
@@ -162,9 +190,8 @@ class StockRun:
         self, x: Tensor, sigma: float, flows: Sequence[Callable[[Tensor], Tensor]], *, start_frame: int
     ) -> Tensor:
         """x [B,C,f,H,W] -> the guided flow; where the noise mask is 0, the flow to the latent that is given."""
-        self._acting = {c.uuid: flow for c, flow in zip(self.conditions, flows, strict=True)}
-        self._ran = set()
-        x0 = self.guider(x, self._sigmas(x, sigma), model_options=self.options, seed=self.seed).to(x.dtype)
+        with self._act({c.uuid: flow for c, flow in zip(self.conditions, flows, strict=True)}):
+            x0 = self.guider(x, self._sigmas(x, sigma), model_options=self.options, seed=self.seed).to(x.dtype)
         if self.kept is not None:
             x0 = self.kept.apply(x0, start_frame)
         return (x - x0) / sigma
@@ -173,13 +200,21 @@ class StockRun:
         self, condition: Condition, latents: Tensor, timestep: Tensor, context: Tensor, cache: KVCache, start_frame: int
     ) -> Tensor:
         """One condition's forward outside a step. Its output is not used: what counts is what the cache holds then."""
-        self._acting = {condition.uuid: lambda x: condition(x, timestep, context, cache, start_frame)}
-        self._ran = set()
         sigma = float(timestep[0]) / 1000
-        comfy.samplers.calc_cond_batch(
-            self.guider.inner_model, [[condition.alone]], latents, self._sigmas(latents, sigma), self.options
-        )
+        with self._act({condition.uuid: lambda x: condition(x, timestep, context, cache, start_frame)}):
+            comfy.samplers.calc_cond_batch(
+                self.guider.inner_model, [[condition.alone]], latents, self._sigmas(latents, sigma), self.options
+            )
         return latents
+
+    @contextlib.contextmanager
+    def _act(self, acting: dict[Any, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+        """What ComfyUI's calls of the model run inside, by uuid. Forgotten afterwards: it holds the caches."""
+        self._acting, self._ran = acting, set()
+        try:
+            yield
+        finally:
+            self._acting = {}
 
     def _sigmas(self, x: Tensor, sigma: float) -> Tensor:
         return torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)

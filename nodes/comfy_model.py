@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..diag_core import WanConfig
 from ..diag_core.attention import Attention, sdpa
+from ..diag_core.fast import is_changed
 from ..diag_core.layers import block_forward
 from ..diag_core.wan_dit import forward_impl
 
@@ -86,7 +87,7 @@ def stock_forward(
         cache=cache,
         start_frame=start_frame,
         run_block=partial(_run_block, transformer_options=transformer_options),
-        attend=_attention(latents.device, transformer_options),
+        attend=comfy_attention(latents.device, transformer_options),
         dtype=latents.dtype,
         text_len=context.shape[1],
     )
@@ -97,7 +98,7 @@ def _run_block(block: Any, x: Tensor, *, layer: int, transformer_options: dict[s
         return block.cross_attn(h, text, context_img_len=None, transformer_options=transformer_options)
 
     # The keys of the text are kept from step to step, unless another pack has a hand in the cross-attention.
-    cross = None if _is_stock(block.cross_attn, comfy.ldm.wan.model.WanT2VCrossAttention) else as_module
+    cross = None if is_stock(block.cross_attn, comfy.ldm.wan.model.WanT2VCrossAttention) else as_module
 
     def run(args: dict[str, Any]) -> dict[str, Tensor]:
         return {"img": block_forward(block, args["img"], layer=layer, cross=cross, **inputs)}
@@ -113,13 +114,12 @@ def _run_block(block: Any, x: Tensor, *, layer: int, transformer_options: dict[s
     return (run(given) if replaced is None else replaced(given, {"original_block": run}))["img"]
 
 
-def _is_stock(module: Any, kind: type[Any]) -> bool:
+def is_stock(module: Any, kind: type[Any]) -> bool:
     """Whether a module runs ComfyUI's own code and nothing else."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return type(module) is kind and "forward" not in vars(module) and not hooked
+    return type(module) is kind and not is_changed(module)
 
 
-def _attention(device: torch.device, transformer_options: dict[str, Any]) -> Attention:
+def comfy_attention(device: torch.device, transformer_options: dict[str, Any]) -> Attention:
     """ComfyUI's attention, as its command line and other packs have chosen it.
 
     On a CPU, where nothing was chosen, it would be the slow split kernel: PyTorch's own is used there.
@@ -145,7 +145,7 @@ def _attention(device: torch.device, transformer_options: dict[str, Any]) -> Att
 def warn_of_ignored_patches(stock: Any) -> None:
     """Says in the log what another pack has changed and this forward cannot honour."""
     for number, block in enumerate(stock.blocks):
-        if not _is_stock(block.self_attn, comfy.ldm.wan.model.WanSelfAttention) or "forward" in vars(block):
+        if not is_stock(block.self_attn, comfy.ldm.wan.model.WanSelfAttention) or "forward" in vars(block):
             log.warning(
                 "Diagonal Sampler: another pack has replaced the self-attention or the forward of block %d (and maybe "
                 "more); the cached forward does not run that code. Take its node out if the result looks wrong",

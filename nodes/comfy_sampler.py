@@ -34,6 +34,7 @@ from ..diag_core.settings import CheckpointSettings
 from . import comfy_bridge
 from .choice import SamplingChoice, describe
 from .comfy_conditions import KEY, Kept, StockRun
+from .comfy_fast import idle_bytes
 from .comfy_model import check_model
 from .live import listening
 from .preview import Previewer
@@ -206,7 +207,7 @@ def _prepare_sampling(
     plan, base = _Plan.of(settings, frames), model.model
     dtype = base.manual_cast_dtype or base.get_dtype()
     whole = (batch, channels, frames, height, width)
-    more = plan.cache_bytes(settings, config, whole, dtype, conditions) + decoding
+    more = max(0, plan.cache_bytes(settings, config, whole, dtype, conditions) - idle_bytes(model)) + decoding
     one_frame = base.memory_required([batch, channels, 1, height, width])
     shape = [batch, channels, plan.chunk_frames + math.ceil(more / one_frame), height, width]
     return executor(model, shape, conds, *args, **kwargs)
@@ -245,7 +246,9 @@ def sample_video(
         condition.switches = len(timeline.entries) > 1
     whole = (batch, channels, frames, height, width)
     comfy_bridge.free_memory(
-        plan.cache_bytes(settings, run.config, whole, run.dtype, len(timelines)), x.device, keep=guider.model_patcher
+        plan.cache_bytes(settings, run.config, whole, run.dtype, len(timelines)) - idle_bytes(guider.model_patcher),
+        x.device,
+        keep=guider.model_patcher,
     )
     switch = next((c.cond[TIMELINE_KEY].switch for c in run.conditions if TIMELINE_KEY in c.cond), SwitchPolicy())
     seed = int(extra_args.get("seed") or 0)

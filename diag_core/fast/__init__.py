@@ -5,6 +5,6 @@ would not (`why_not`), the plain path runs.
 """
 
 from .choice import MODES, accelerated
-from .model import FastDiT, why_not
+from .model import FastDiT, is_changed, why_not
 
-__all__ = ["MODES", "FastDiT", "accelerated", "why_not"]
+__all__ = ["MODES", "FastDiT", "accelerated", "is_changed", "why_not"]

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attention import Attention, attention_backend
 from ..config import WanConfig
@@ -35,7 +35,7 @@ def why_not(model: Any, dtype: torch.dtype | None = None) -> str | None:
         dtype: what the plain path computes in; that of the weights when left out.
     """
     for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        if is_changed(module):
             return f"{name or 'the model'} is patched or hooked"
     # The patch embedding may be kept in another precision (ComfyUI's is).
     weights = [p for name, p in model.named_parameters() if not name.startswith("patch_embedding.")]
@@ -54,6 +54,14 @@ def why_not(model: Any, dtype: torch.dtype | None = None) -> str | None:
         if name.endswith((".norm_q", ".norm_k")) and getattr(module, "weight", None) is None:
             return f"{name} is a {type(module).__name__} without weights"
     return None
+
+
+def is_changed(module: nn.Module) -> bool:
+    """Whether a module runs anything but its class's forward."""
+    own = vars(module).get("forward")
+    # Patching tools that put a forward back leave it on the module itself.
+    put_back = getattr(own, "__func__", None) is type(module).forward and getattr(own, "__self__", None) is module
+    return bool(module._forward_hooks or module._forward_pre_hooks) or not (own is None or put_back)
 
 
 class FastDiT:

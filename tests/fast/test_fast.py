@@ -115,6 +115,9 @@ def test_it_says_why_it_cannot_run_a_model(model):
     assert "blocks.0.cross_attn" in (why_not(patched) or "")
     mixed.blocks[0].to(torch.bfloat16)
     assert "several types" in (why_not(mixed) or "")
+    mended = copy.deepcopy(model)
+    mended.blocks[0].forward = mended.blocks[0].forward  # as ComfyUI takes a patch back
+    assert why_not(mended) is None
     wrapped.blocks[0].self_attn.q = torch.nn.Sequential(wrapped.blocks[0].self_attn.q)
     assert "self_attn.q is a Sequential" in (why_not(wrapped) or "")
     with pytest.raises(ValueError, match=r"cannot run this model: .*hooked"):

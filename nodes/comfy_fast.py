@@ -1,0 +1,109 @@
+"""The fast path over ComfyUI's own Wan model: when it is taken, and how long it is kept.
+
+It lives on the stock model, beside the weights that it fuses: the next run uses its storage and CUDA graphs again,
+changed LoRAs are noticed by where the weights lie, and unloading the model releases it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.ldm.wan.model
+import comfy.patcher_extension
+import torch
+
+from ..diag_core import WanConfig
+from ..diag_core.attention import Attention
+from ..diag_core.fast import FastDiT, why_not
+from .comfy_model import comfy_attention, is_stock
+
+log = logging.getLogger(__name__)
+
+DEVICES = {"cuda"}
+"""Types of devices that it is taken on."""
+
+_KEY = "diagdistill_fast"
+_ON_DETACH = comfy.patcher_extension.CallbacksMP.ON_DETACH
+_OPTIONS = ("patches", "patches_replace", "optimized_attention_override")
+
+
+def fast_path(patcher: Any, config: WanConfig, dtype: torch.dtype) -> FastDiT | None:
+    """The fast path over a MODEL that is loaded, or None where the plain one runs; the log says why.
+
+    Args:
+        dtype: what ComfyUI computes in.
+    """
+    stock = patcher.model.diffusion_model
+    if patcher.load_device.type not in DEVICES:
+        return None
+    reason = _foreign(stock) or why_not(stock, dtype)
+    if reason is not None:
+        log.info("Diagonal Sampler: plain path, as %s", reason)
+        release(stock)
+        return None
+    fast: FastDiT | None = getattr(stock, _KEY, None)
+    if fast is None or fast.dtype != dtype or fast.device != patcher.load_device:
+        release(stock)
+        # Prompts are taken as long as they come, as ComfyUI's own forward takes them.
+        fast = FastDiT(stock, config=config, dtype=dtype, text_len=1, attention=_attention(patcher.load_device))
+        setattr(stock, _KEY, fast)
+    _release_on_unload(patcher)
+    return fast
+
+
+def options_of_others(transformer_options: dict[str, Any]) -> str | None:
+    """What another pack asks of a forward that the fast path would not do."""
+    return next((name for name in _OPTIONS if transformer_options.get(name)), None)
+
+
+def idle_bytes(patcher: Any) -> int:
+    """Of the memory that a run needs, what it finds allocated."""
+    fast: FastDiT | None = getattr(patcher.model.diffusion_model, _KEY, None)
+    return 0 if fast is None else fast.idle_bytes
+
+
+def release(stock: Any) -> None:
+    """Frees storage and graphs. The weights are the model's own and stay."""
+    fast: FastDiT | None = getattr(stock, _KEY, None)
+    if fast is not None:
+        fast.release()
+        delattr(stock, _KEY)
+
+
+def _foreign(stock: Any) -> str | None:
+    """What is not ComfyUI's own code, or not as it was loaded."""
+    wan = comfy.ldm.wan.model
+    for name, module in stock.named_modules():
+        if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
+            return f"{name} is offloaded or patched while it runs (too little memory for the whole model?)"
+    for number, block in enumerate(stock.blocks):
+        if not (
+            is_stock(block, wan.WanAttentionBlock)
+            and is_stock(block.self_attn, wan.WanSelfAttention)
+            and is_stock(block.cross_attn, wan.WanT2VCrossAttention)
+        ):
+            return f"another pack has changed block {number}"
+    return None
+
+
+def _attention(device: torch.device) -> Attention | str:
+    """The fastest exact back end by measurement, unless ComfyUI was started with a choice of its own."""
+    attention = comfy.ldm.modules.attention
+    if attention.optimized_attention is attention.attention_pytorch or device.type == "cpu":
+        return "auto"
+    return comfy_attention(device, {})
+
+
+def _release_on_unload(patcher: Any) -> None:
+    # The run's own MODEL goes when the run ends; ComfyUI then unloads by one it was cloned from.
+    while patcher is not None:
+        if not patcher.get_callbacks(_ON_DETACH, _KEY):
+            patcher.add_callback_with_key(_ON_DETACH, _KEY, _detached)
+        patcher = patcher.parent
+
+
+def _detached(patcher: Any, unpatch_all: bool) -> None:
+    if unpatch_all:  # otherwise the same weights go on under a clone
+        release(patcher.model.diffusion_model)
