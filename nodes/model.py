@@ -73,8 +73,9 @@ class DiagDistillModelLoader(io.ComfyNode):
                 io.Model.Output(
                     "model",
                     display_name="model",
-                    tooltip="ComfyUI's own MODEL: LoRA, offloading and other packs' patches work as ever. It carries "
-                    "the checkpoint's schedule, KV noise, window and sink to the Diagonal Sampler.",
+                    tooltip="ComfyUI's own MODEL: LoRA, fp8 and offloading work as ever, and most patches of other "
+                    "packs; the log names one that does not. It carries the checkpoint's "
+                    "schedule, KV noise, window and sink to the Diagonal Sampler.",
                 )
             ],
         )

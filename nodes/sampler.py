@@ -116,8 +116,8 @@ def settings_inputs() -> list[Any]:
             "positions",
             options=["absolute", "relative"],
             default="absolute",
-            tooltip="'relative' keeps the sink just before the window, so that videos longer than about 20 seconds do "
-            "not leave the distances the model knows." + _ONLY_CUSTOM,
+            tooltip="'relative' keeps the sink just before the window, so that videos longer than those the model was "
+            "trained on (5 seconds, mostly) keep to the distances it knows." + _ONLY_CUSTOM,
         ),
         io.Int.Input(
             "chunk_frames",

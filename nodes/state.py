@@ -109,8 +109,8 @@ class DiagDistillSaveState(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="state",
-                    tooltip="The file, in output/diagdistill; a number is added. About 1.2 MB a chunk at 832x480, "
-                    "twice that where the last step is reused, and 8 MB a prompt.",
+                    tooltip="The file, in output/diagdistill; a number is added. About 2.4 MB a chunk at 832x480, "
+                    "3.6 MB where the last step is reused, and 8 MB a prompt.",
                 ),
             ],
             outputs=[

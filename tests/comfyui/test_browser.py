@@ -186,7 +186,8 @@ def test_a_prompt_typed_while_the_video_is_made_changes_it(tab, tmp_path):
     tab.show(["DiagDistillStream"])
     typed, told = tab.page.locator(".ddx-live input"), tab.page.locator(".ddx-live .ddx-grow").last
     tab.page.evaluate(  # long enough for a fast machine; it is stopped
-        "(kind) => { app.graph.nodes.find((n) => n.type === kind).widgets.find((w) => w.name === 'length').value = 600 }",
+        "(kind) => { const { widgets } = app.graph.nodes.find((n) => n.type === kind);"
+        " widgets.find((w) => w.name === 'length').value = 600 }",
         "DiagDistillStream",
     )
     assert typed.is_disabled() and "Run the graph" in typed.get_attribute("placeholder")

@@ -197,6 +197,18 @@ def test_combined_conditions_are_averaged(sample):
     assert not torch.allclose(mixed, plain, atol=0.1) and not torch.allclose(mixed, other, atol=0.1)
 
 
+def test_a_patch_of_another_node_that_skips_a_block_counts(sample):
+    def build(g, layers):
+        patched = g.add(
+            "SkipLayerGuidanceDiT", model=g.demo_model(), double_layers=layers, single_layers="", scale=3.0,
+            start_percent=0.0, end_percent=1.0, rescaling_scale=0.0,
+        )  # fmt: skip
+        return g.sampler(patched, g.prompt(), g.empty(), negative=g.prompt(""), cfg=2.0)
+
+    plain, skipping = sample(lambda g: build(g, "")), sample(lambda g: build(g, "1"))
+    assert skipping.isfinite().all() and not torch.allclose(skipping, plain, atol=0.1)
+
+
 def test_combined_conditions_with_guidance(sample):
     def build(g):
         both = g.add("ConditioningCombine", conditioning_1=g.prompt(), conditioning_2=g.prompt(OTHER_PROMPT))
