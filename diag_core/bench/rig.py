@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..fast import FastDiT, accelerated
+from ..fast import FastDiT, accelerated, accelerated_decoder
 from ..noise import SeededNoise
 from ..sampler import Chunk, Forward, stream_chunks
 from ..vae import Stream, TinyVAE, WanVAE
@@ -68,11 +68,12 @@ class Rig:
         with torch.device("meta"):
             model = WanDiT(setting.model, attention=setting.attention)
         plain = self._filled(model, dtype)
-        self.model: Any = accelerated(
-            plain, setting.fast, attention="auto" if setting.attention == "auto" else plain.attend
-        )
+        options = {"kernels": setting.kernels, "graphs": setting.graphs}
+        attention = "auto" if setting.attention == "auto" else plain.attend
+        self.model: Any = accelerated(plain, setting.fast, attention=attention, **options)
         """on the path that the setting asks for"""
-        self.decoder = self._decoder(dtype)
+        decoder = self._decoder(dtype)
+        self.decoder = None if decoder is None else accelerated_decoder(decoder, setting.fast, **options)
         text = (setting.batch, setting.model.text_len, setting.model.text_dim)
         self.context = torch.randn(text, generator=self.generator, device=self.device)
         self.negative = (

@@ -10,7 +10,7 @@ from ..attention import NAMES
 from ..config import CacheConfig, ContextPolicy, WanConfig
 from ..denoising import STEPS
 from ..diagonal_schedule import DiagonalSchedule
-from ..fast import MODES
+from ..fast import KERNELS, MODES
 from ..geometry import chunk_count, latent_size, pixel_frames, tokens_per_frame
 from ..noise_schedule import sigma_from_schedule_timestep
 from ..vae import TinyVAEConfig
@@ -53,6 +53,10 @@ class BenchSetting:
     attention: str = "auto"
     fast: str = "auto"
     """Whether the fast path is taken: one of `diag_core.fast.MODES`."""
+    kernels: str = "auto"
+    """Its fused operations: one of `diag_core.fast.KERNELS`."""
+    graphs: bool = True
+    """Whether it captures CUDA graphs, on a GPU."""
 
     def __post_init__(self) -> None:
         latent_size(self.height, self.width)
@@ -65,6 +69,7 @@ class BenchSetting:
             "dtype": DTYPES,
             "attention": NAMES,
             "fast": MODES,
+            "kernels": KERNELS,
             "step": STEPS,
         }
         for name, choices in chosen.items():

@@ -29,7 +29,7 @@ from ..bench.measure import in_turn
 from ..bench.meter import limit_memory
 from ..bench.setting import COMMITS, DECODERS, DTYPES
 from ..diagonal_schedule import DiagonalSchedule
-from ..fast import MODES
+from ..fast import KERNELS, MODES
 from ..geometry import latent_frames
 from . import values
 
@@ -54,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
     add("--attention", choices=NAMES, help="attention back end")
     add("--fast", choices=MODES, help="the fast path; auto: on a GPU (default: auto)")
+    add("--kernels", choices=KERNELS, help="fused operations of the fast path")
+    add("--no-graphs", dest="graphs", action="store_const", const=False, help="the fast path without CUDA graphs")
     add("--memory", type=values.number, metavar="GB", help="memory of the GPU that may be used (10^9 bytes)")
     add("--profile", type=Path, metavar="FILE", help="save a trace of one more video, for Perfetto (ui.perfetto.dev)")
     add("--threads", type=values.positive, metavar="N", help="CPU threads")
@@ -72,7 +74,18 @@ def setting_from(options: argparse.Namespace) -> BenchSetting:
     preset = PRESETS[options.preset]
     changes: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("commit", "kv_noise", "batch", "decoder", "dtype", "device", "attention", "fast")
+        for name in (
+            "commit",
+            "kv_noise",
+            "batch",
+            "decoder",
+            "dtype",
+            "device",
+            "attention",
+            "fast",
+            "kernels",
+            "graphs",
+        )
         if getattr(options, name) is not None
     }
     if options.kv_noise is not None and options.commit != "noised":

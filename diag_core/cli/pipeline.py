@@ -19,7 +19,7 @@ from ..chunk_loop import Chunk, Forward
 from ..geometry import latent_size, pixel_frames
 from ..live import LiveTimeline, follow
 from ..noise import SeededNoise
-from ..pipeline import OnForward, VideoPipeline
+from ..pipeline import Decodes, OnForward, VideoPipeline
 from ..sampler import CausalModel, stream_chunks
 from ..sinks import FrameSink
 from ..state import SamplerState
@@ -66,7 +66,7 @@ def start_latents(pictures: Tensor, vae: WanVAE | TinyVAE, request: VideoRequest
 
 def make_video(
     model: CausalModel,
-    vae: WanVAE | TinyVAE,
+    vae: Decodes,
     embeddings: Mapping[str, Tensor],
     request: VideoRequest,
     sink: FrameSink,

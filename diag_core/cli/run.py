@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..fast import accelerated
+from ..fast import accelerated, accelerated_decoder
 from ..live import Switch
 from ..safetensors_file import replacing
 from ..sinks import FrameSink, PngSequence
@@ -73,6 +73,7 @@ def _run(plan: Plan) -> int:
         encoder = demo_encoder(loaded)
         embeddings = encode(encoder, prompts)
     vae = load_vae(plan.vae, dtype=plan.dtype, device=plan.device)
+    decoder = accelerated_decoder(vae, plan.fast)
     pictures = read_image(plan.image)[None] if plan.image else read_video(plan.video) if plan.video else None
     initial = None if pictures is None else start_latents(pictures, vae, plan.requests[0], plan.device)
 
@@ -99,7 +100,7 @@ def _run(plan: Plan) -> int:
                 sink = _sink(plan, request, out)
                 done = make_video(
                     model,
-                    vae,
+                    decoder,
                     embeddings,
                     request,
                     sink,

@@ -4,7 +4,9 @@ It is a model to the sampler like any other (`FastDiT`), and gives the plain pat
 would not (`why_not`), the plain path runs.
 """
 
-from .choice import MODES, accelerated
+from .choice import MODES, accelerated, accelerated_decoder
+from .decoder import FastDecoder
+from .kernel_choice import KERNELS
 from .model import FastDiT, is_changed, why_not
 
-__all__ = ["MODES", "FastDiT", "accelerated", "is_changed", "why_not"]
+__all__ = ["KERNELS", "MODES", "FastDecoder", "FastDiT", "accelerated", "accelerated_decoder", "is_changed", "why_not"]

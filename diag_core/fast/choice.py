@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from .decoder import FastDecoder
 from .model import FastDiT, why_not
 
 log = logging.getLogger(__name__)
@@ -39,3 +40,16 @@ def accelerated(model: Any, mode: str = "auto", **options: Any) -> Any:
     fast = FastDiT(model, **options)
     log.info("fast path, %s", "with CUDA graphs" if fast.graphs else "without CUDA graphs")
     return fast
+
+
+def accelerated_decoder(vae: Any, mode: str = "auto", **options: Any) -> Any:
+    """What decodes streams as the VAE does, on the fast path or as it is; arguments as `accelerated`.
+
+    Args:
+        vae: a `WanVAE` or `TinyVAE`, changed in place (`FastDecoder`).
+        options: of `FastDecoder`.
+    """
+    device = next(vae.decoder.parameters()).device
+    if mode == "off" or (mode == "auto" and device.type != "cuda"):
+        return vae
+    return FastDecoder(vae, **options)

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import torch_ops
+
 
 def _block(width: int) -> int:
     return triton.next_power_of_2(width)
@@ -88,6 +90,35 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
     _rms_norm[(batch * tokens,)](x, weight, out, eps, WIDTH=width, BLOCK=_block(width), num_warps=_warps(width))
     return out
+
+
+@triton.jit
+def _norm_silu(
+    x_ptr, weight_ptr, out_ptr, positions, scale, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    at = row[:, None] * WIDTH + column[None, :]
+    inside = (row[:, None] < positions) & (column[None, :] < WIDTH)
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    weight = tl.load(weight_ptr + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    length = tl.maximum(tl.sqrt(tl.sum(x * x, 1)), 1e-12)
+    y = x / length[:, None] * (weight * scale)[None, :]
+    tl.store(out_ptr + at, (y / (1.0 + tl.exp(-y))).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def norm_silu(x: Tensor, weight: Tensor, scale: float) -> Tensor:
+    last = x.movedim(1, -1)
+    if not last.is_contiguous():  # not channels-last: a position's channels lie apart
+        return torch_ops.norm_silu(x, weight, scale)
+    out = torch.empty_like(last)
+    width, block = x.shape[1], _block(x.shape[1])
+    rows = max(1, 4096 // block)
+    positions = x.numel() // width
+    _norm_silu[(triton.cdiv(positions, rows),)](
+        last, weight, out, positions, scale, WIDTH=width, BLOCK=block, ROWS=rows, num_warps=4
+    )
+    return out.movedim(-1, 1)
 
 
 @triton.jit

@@ -6,7 +6,6 @@ Legend: B batch, C latent channels, f latent frames of a chunk, H and W latent r
 from __future__ import annotations
 
 import logging
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ from ..config import WanConfig
 from ..kv_cache import KVCache
 from ..layers import pad_text
 from ..rope import rotation
-from . import torch_ops
 from .attention_choice import AttentionChoice, fastest_attention
 from .forward import ChunkInputs, Memory, forward, prompt_keys
 from .graphs import SharedPool, StorageGraphs
+from .kernel_choice import operations
 from .lending import Lender, Loan
 from .weights import FastBlock, FusedBlock, weights_at
 
@@ -101,7 +100,7 @@ class FastDiT:
         self.config: WanConfig = model.config if config is None else config
         self.dtype: torch.dtype = dtype or model.patch_embedding.weight.dtype
         self.text_len = self.config.text_len if text_len is None else text_len
-        self.ops = _operations(kernels, self.device)
+        self.ops = operations(kernels, self.device)
         self.graphs = graphs and self.device.type == "cuda"
         self.choice: AttentionChoice | None = None
         """how the attention back end was chosen, once it was measured"""
@@ -213,16 +212,3 @@ class FastDiT:
 def _keeps_sink(cache: KVCache, start_frame: int) -> bool:
     first = start_frame - (cache.origin if cache.held else start_frame)
     return cache.moves_sink and first < cache.sink
-
-
-def _operations(name: str, device: torch.device) -> ModuleType:
-    if name == "torch" or (name == "auto" and device.type != "cuda"):
-        return torch_ops
-    try:
-        from . import kernels
-    except ImportError as error:
-        if name == "auto":
-            log.warning("the fast path runs without its Triton kernels: %s", error)
-            return torch_ops
-        raise ValueError(f"kernels='triton' needs the package triton ({error})") from error
-    return kernels

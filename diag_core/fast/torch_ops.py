@@ -31,6 +31,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
 
 
+def norm_silu(x: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """Each position's channels to length 1, times weight [C] and scale, through SiLU: x [B,C,...]."""
+    weight = (weight * scale).view(-1, *[1] * (x.dim() - 2))
+    return F.silu(F.normalize(x, dim=1) * weight)
+
+
 def write_qkv(
     qkv: Tensor,
     norm_q: Tensor,

@@ -15,24 +15,25 @@ from torch import Tensor, nn
 class StreamState:
     """What the layers of one network remember of the frames so far: at most one tensor a layer.
 
+    kept: what they remember; given, it is that of a stream that has begun.
     first: no frame has passed yet. Layers read it, as a first frame is often a case of its own; whoever owns the
     state clears it after the first pass.
     """
 
-    def __init__(self) -> None:
-        self.first = True
-        self._kept: dict[nn.Module, Tensor] = {}
+    def __init__(self, kept: dict[nn.Module, Tensor] | None = None) -> None:
+        self.first = kept is None
+        self.kept = {} if kept is None else kept
 
     def get(self, layer: nn.Module) -> Tensor | None:
-        return self._kept.get(layer)
+        return self.kept.get(layer)
 
     def keep(self, layer: nn.Module, frames: Tensor) -> None:
         """Remember a copy: a view would keep the whole tensor that it looks into alive."""
-        self._kept[layer] = frames.clone()
+        self.kept[layer] = frames.clone()
 
     def numel(self) -> int:
         """Numbers held in all."""
-        return sum(kept.numel() for kept in self._kept.values())
+        return sum(kept.numel() for kept in self.kept.values())
 
 
 class Stream:
@@ -44,7 +45,7 @@ class Stream:
     """
 
     def __init__(self, run: Callable[[Tensor, StreamState], Tensor]) -> None:
-        self._run = run
+        self.run = run
         self.reset()
 
     def reset(self) -> None:
@@ -65,7 +66,7 @@ class Stream:
                 f"this stream began with [batch, channels, height, width] = {list(self._shape)}, got {list(shape)}; "
                 "call reset() before another video"
             )
-        out = self._run(frames, self.state)
+        out = self.run(frames, self.state)
         self.state.first = False
         self._shape = shape
         return out

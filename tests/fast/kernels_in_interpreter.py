@@ -10,8 +10,11 @@ from diag_core.fast import kernels, torch_ops
 
 
 def close(name: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> None:
-    worst = float((ours.float() - theirs.float()).abs().max())
-    assert worst <= (1e-5 if dtype == torch.float32 else 0.07), f"{name}: {worst}"
+    worst = float((ours.float() - theirs.float()).abs().max() / theirs.abs().max())
+    mean = float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+    # In bfloat16 the interpreter cuts off digits where a GPU rounds.
+    assert worst <= (1e-5 if dtype == torch.float32 else 2e-2), f"{name}: {worst}"
+    assert mean <= (1e-5 if dtype == torch.float32 else 8e-3), f"{name}: {mean} on average"
     print(name, dtype, worst)
 
 
@@ -36,6 +39,12 @@ def main() -> None:
         )
         weight = randn(width, dtype=dtype)
         close("rms_norm", kernels.rms_norm(x, weight, 1e-6), torch_ops.rms_norm(x, weight, 1e-6), dtype)
+        for shape in ((2, width, 3, 2, 5), (3, width // 4, 5, 3)):  # videos and images, channels-last and not
+            image, gain = randn(*shape, dtype=dtype), randn(shape[1], dtype=dtype)
+            for given in (image, image.movedim(1, -1).contiguous().movedim(-1, 1)):
+                ours = kernels.norm_silu(given, gain, 1.5)
+                assert ours.stride() == given.stride()
+                close("norm_silu", ours, torch_ops.norm_silu(given, gain, 1.5), dtype)
         turn = torch.view_as_real(torch.polar(torch.ones(count, head // 2), randn(count, head // 2))).contiguous()
         slots = torch.tensor([5, 0, 3], dtype=torch.int32)
         results = []

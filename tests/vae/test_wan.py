@@ -85,7 +85,7 @@ def test_the_state_of_a_stream_does_not_grow(small):
     assert len(set(sizes)) == 1
     # Nor does it hold on to the frames it was cut from.
     for stream in (decoder, encoder):
-        for kept in stream.state._kept.values():
+        for kept in stream.state.kept.values():
             assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
 
 
