@@ -35,9 +35,11 @@ __all__ = [
     "CheckpointSettings",
     "LoadedCheckpoint",
     "LoadedTensors",
+    "OpenCheckpoint",
     "convert",
     "load_dit",
     "load_tensors",
+    "open_dit",
     "read_header",
     "read_settings",
     "save_dit",
@@ -83,17 +85,16 @@ class CheckpointHeader:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """A checkpoint that is known to fit but is not read.
-
-    specs: original key -> shape and dtype that are wanted. read: original key -> tensor with the LoRA merged but not
-    yet cast; it is the file's or fresh, so that it may be kept.
-    """
+class OpenCheckpoint:
+    """A checkpoint that is known to fit but is not read."""
 
     config: WanConfig
     settings: CheckpointSettings | None
     specs: dict[str, TensorSpec]
+    """original key -> shape and dtype that are wanted"""
     read: Callable[[str], Tensor]
+    """original key -> tensor with the LoRA merged but not yet cast; it is the file's or fresh, so that it may be
+    kept"""
 
 
 def load_dit(
@@ -135,7 +136,7 @@ def load_tensors(
     which: str | None = None,
 ) -> LoadedTensors:
     """The weights alone, all checked; arguments and errors as `load_dit`."""
-    source = _open(path, dtype=dtype, lora=lora, lora_strength=lora_strength, which=which)
+    source = open_dit(path, dtype=dtype, lora=lora, lora_strength=lora_strength, which=which)
     return LoadedTensors(read_all(source.specs, source.read, torch.device(device)), source.config, source.settings)
 
 
@@ -148,7 +149,7 @@ def read_settings(path: str | Path) -> CheckpointSettings | None:
 
 def read_header(path: str | Path, *, lora: str | Path | None = None, which: str | None = None) -> CheckpointHeader:
     """Sizes and settings from a file's description alone, all checked; arguments and errors as `load_dit`."""
-    source = _open(path, dtype=None, lora=lora, lora_strength=1.0, which=which)
+    source = open_dit(path, lora=lora, which=which)
     parameters = sum(torch.Size(spec.shape).numel() for spec in source.specs.values())
     dtype = next(iter(source.specs.values())).dtype
     return CheckpointHeader(source.config, source.settings, parameters, dtype)
@@ -178,7 +179,7 @@ def save_dit(
     specs = {
         name: TensorSpec(tuple(tensors[stored].shape), dtype or tensors[stored].dtype) for name, stored in names.items()
     }
-    _write_comfyui(Path(path), _Source(config, settings, specs, lambda name: tensors[names[name]]))
+    _write_comfyui(Path(path), OpenCheckpoint(config, settings, specs, lambda name: tensors[names[name]]))
 
 
 def convert(
@@ -215,7 +216,7 @@ def convert(
         raise CheckpointError(f"{dst}: this is a folder; give the path of a file")
     if to == "diffusers" and dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
         raise CheckpointError(f"{dst}: it exists already; give a new or empty folder")
-    source = _open(src, dtype=dtype, lora=lora, lora_strength=lora_strength, which=which)
+    source = open_dit(src, dtype=dtype, lora=lora, lora_strength=lora_strength, which=which)
     if settings is not None:
         source = replace(source, settings=settings)
     if to == "comfyui":
@@ -225,14 +226,15 @@ def convert(
     return source.settings
 
 
-def _open(
+def open_dit(
     path: str | Path,
     *,
-    dtype: torch.dtype | None,
-    lora: str | Path | None,
-    lora_strength: float,
-    which: str | None,
-) -> _Source:
+    dtype: torch.dtype | None = None,
+    lora: str | Path | None = None,
+    lora_strength: float = 1.0,
+    which: str | None = None,
+) -> OpenCheckpoint:
+    """A checkpoint to be read tensor by tensor; arguments and errors as `load_dit`, whose `read` may raise them too."""
     check_strength(lora_strength)
     weights = open_weights(path, which)
     with _naming(path):
@@ -261,7 +263,8 @@ def _open(
             tensor = changes[name].added_to(tensor, lora_strength)
         return tensor
 
-    return _Source(config, settings, {name: TensorSpec(spec.shape, dtype) for name, spec in stored.items()}, read)
+    specs = {name: TensorSpec(spec.shape, dtype) for name, spec in stored.items()}
+    return OpenCheckpoint(config, settings, specs, read)
 
 
 class _naming:
@@ -321,14 +324,14 @@ def _from_config_json(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _file_metadata(source: _Source) -> dict[str, str]:
+def _file_metadata(source: OpenCheckpoint) -> dict[str, str]:
     content: dict[str, Any] = {"version": METADATA_VERSION, "model": source.config.to_dict()}
     if source.settings is not None:
         content["settings"] = source.settings.to_dict()
     return {METADATA_KEY: json.dumps(content, ensure_ascii=False)}
 
 
-def _write_comfyui(path: Path, source: _Source) -> None:
+def _write_comfyui(path: Path, source: OpenCheckpoint) -> None:
     config = source.config
     if config.dim != HEAD_DIM * config.num_heads or config.text_dim != _COMFYUI_TEXT_DIM:
         warnings.warn(
@@ -342,7 +345,7 @@ def _write_comfyui(path: Path, source: _Source) -> None:
     write_safetensors(path, source.specs, source.read, metadata)
 
 
-def _write_diffusers(folder: Path, source: _Source) -> None:
+def _write_diffusers(folder: Path, source: OpenCheckpoint) -> None:
     config = source.config
     stored = {to_diffusers_name(name): name for name in source.specs}
     content = {

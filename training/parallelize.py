@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from diag_core import WanDiT
@@ -33,16 +33,22 @@ from .distributed import world_size
 _WRAPPER = "_checkpoint_wrapped_module."
 
 
-def parallelize(model: WanDiT, *, precision: torch.dtype, checkpointing: bool = False) -> WanDiT:
-    """The model as a training of any number of processes holds it; it is changed in place.
+def parallelize(
+    model: WanDiT, *, precision: torch.dtype, checkpointing: bool = False, device: torch.device | None = None
+) -> WanDiT:
+    """The model as a training of any number of processes holds it; it is changed in place, and left as it is where it
+    is sharded already.
 
     Args:
         precision: of its forwards.
         checkpointing: see `checkpoint_activations`.
+        device: where a model that has no storage yet will be; None: where this one is.
     """
+    if isinstance(model, FSDPModule):
+        return model
     if checkpointing:
         checkpoint_activations(model)
-    return shard(model, precision) if world_size() > 1 else model
+    return shard(model, precision, device or model.device) if world_size() > 1 else model
 
 
 def checkpoint_activations(model: WanDiT) -> WanDiT:
@@ -54,8 +60,9 @@ def checkpoint_activations(model: WanDiT) -> WanDiT:
     return model
 
 
-def shard(model: WanDiT, precision: torch.dtype) -> WanDiT:
-    """Splits the weights over all processes (FSDP2); each block is gathered while it runs. Changed in place.
+def shard(model: WanDiT, precision: torch.dtype, device: torch.device) -> WanDiT:
+    """Splits the weights over all processes (FSDP2); each block is gathered while it runs. Changed in place; a model
+    on the meta device stays there, to be given storage (`to_empty`) for its shards alone.
 
     Trained and frozen models alike. Weights are gathered in `precision`, gradients are averaged over processes in
     float32, and the shards keep their dtype. In bf16 what runs between blocks is bf16 too, as in sampling, whereas
@@ -63,7 +70,7 @@ def shard(model: WanDiT, precision: torch.dtype) -> WanDiT:
 
     Every process must run the same forwards in the same order, of the model itself and not of its blocks.
     """
-    mesh = init_device_mesh(model.device.type, (world_size(),))
+    mesh = init_device_mesh(device.type, (world_size(),))
     policy = MixedPrecisionPolicy(
         param_dtype=precision if precision.itemsize == 2 else None,
         reduce_dtype=torch.float32,

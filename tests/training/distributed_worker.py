@@ -4,6 +4,7 @@ it. Models are tiny; every scenario is a function of a folder, and so can be run
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from diag_core import SeededNoise, WanConfig, WanDiT
 from training import distributed
+from training.__main__ import main as training_main
 from training.checkpoint import newest
 from training.io import save_tensors
 from training.metrics import HealthLimits
@@ -25,6 +27,7 @@ from training.stages.distil import Distil
 from training.stages.ode_init import OdeInit
 from training.stages.ode_pairs import OdePairs
 from training.trainer import train
+from training.wan.loading import load_model
 
 WAN = WanConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, in_dim=4, out_dim=4, freq_dim=16, text_dim=8, text_len=5)
 SHAPE = (4, 9, 4, 4)
@@ -157,8 +160,27 @@ def refused(folder: Path) -> None:
         (folder / "told.json").write_text(json.dumps(told))
 
 
+def commands(folder: Path) -> None:
+    """Commands of `python -m training`, the entries of commands.json; ends with the status of the first that fails."""
+    for arguments in json.loads((folder / "commands.json").read_text()):
+        if status := training_main(arguments):
+            raise SystemExit(status)
+
+
+def memory(folder: Path) -> None:
+    """What loading the model of the folder adds to the memory of a process at most, in bytes."""
+    before = peak_memory()
+    load_model(folder / "model.safetensors", dtype=torch.float32, device=torch.device("cpu"), precision=torch.float32)
+    (folder / f"memory_{distributed.rank()}.json").write_text(json.dumps(peak_memory() - before))
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 SCENARIOS: dict[str, Any] = {
-    "parity": parity, "half": half, "whole": whole, "long": long, "rest": rest, "refused": refused
+    "parity": parity, "half": half, "whole": whole, "long": long, "rest": rest, "refused": refused,
+    "commands": commands, "memory": memory,
 }  # fmt: skip
 
 

@@ -7,9 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,43 +16,14 @@ import distributed_worker as worker
 import pytest
 import torch
 from torch import Tensor
+from two_processes import ended, free_port, run, start
 
 from training import checkpoint
 from training.distributed import own_parts, session
 from training.io import load_tensors
 from training.logbook import read_log
 
-ROOT = Path(__file__).parents[2]
 CLOSE = 1e-5  # of weights and losses; a sum in another order changes the last bits, and Adam makes more of it
-
-
-def start(*scenarios: str) -> list[subprocess.Popen[str]]:
-    """Two processes, with what torchrun tells them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {
-        **os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
-    return [
-        subprocess.Popen(
-            [sys.executable, worker.__file__, *scenarios], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-
-
-def ended(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    """(exit status, what it said) of each."""
-    said = [process.communicate(timeout=180)[1] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
-
-
-def run(*scenarios: str) -> None:
-    results = ended(start(*scenarios))
-    assert [status for status, _ in results] == [0, 0], results
 
 
 @pytest.fixture(scope="module")
@@ -230,9 +198,6 @@ def test_one_process_alone_takes_the_whole_batch() -> None:
 
 
 def test_processes_that_do_not_come_are_not_waited_for_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     there = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     for name, value in there.items():
         monkeypatch.setenv(name, value)
@@ -241,7 +206,7 @@ def test_processes_that_do_not_come_are_not_waited_for_forever(monkeypatch: pyte
         session(torch.device("cpu")),
     ):
         pass
-    monkeypatch.setenv("MASTER_PORT", port)
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     waited = timedelta(seconds=1)
     with pytest.raises(ValueError, match="not all of the 2 processes"), session(torch.device("cpu"), timeout=waited):
         pass

@@ -170,7 +170,8 @@ def test_memory_of_wans_stages_by_hand() -> None:
     assert with_lora.total < memory.total - 2 * 10 * count / 8
     init = init_memory(ode_init(), BIG, gpus=8, videos=1)
     assert {line.name: line.bytes for line in init.lines}["attention mask"] == 32760**2
-    assert pairs_memory(ode_pairs(), BIG).lines[0].bytes == 2 * count
+    assert pairs_memory(ode_pairs(), BIG, gpus=8).lines[0].bytes == 2 * count
+    assert pairs_memory(replace(ode_pairs(), sharded=True), BIG, gpus=8).lines[0].bytes == 2 * count / 8
 
 
 def test_noise_law_is_wans() -> None:

@@ -83,6 +83,8 @@ class WanOdePairsRecipe(OdePairsRecipe):
     """what guidance leads away from; it must be among the embeddings"""
     weights_precision: str = "bf16"
     """of the teacher's weights: bf16 or fp32"""
+    sharded: bool = False
+    """split the teacher over the GPUs (FSDP), for one that does not fit on each; all then go at the same pace"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,18 +17,21 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from diag_core import SeededNoise, WanDiT
 from diag_core.denoising import denoise_chunk
 
 from ..compilation import Forward, forward_of
+from ..distributed import agreement, from_main, is_main, rank, world_size
 from ..io import load_tensors, remove_leftovers, save_tensors
 from ..precision import PRECISIONS, guided_flow
 from ..recipes.distillation import OdePairsRecipe
@@ -65,22 +68,22 @@ def make_pairs(
     """Makes the shards of `folder` that are not there yet.
 
     Args:
+        teacher: whole; or sharded over processes, which then make a shard each at the same time.
         shape: of a video, (C,F,H,W).
-        part: (i, n): of the shards, only i, i + n, i + 2n, ..., where n processes share the work.
+        part: (i, n): of the shards, only i, i + n, i + 2n, ..., where n processes share the work. A sharded teacher's
+            processes share it anyway.
 
     Raises:
         OSError: a full disk, say; shards that are there are whole.
     """
-    if part[1] == 1:
-        remove_leftovers(folder)  # otherwise another process may be writing
-    numbers = range(part[0], recipe.shards, part[1])
-    began, made = time.monotonic(), 0
+    together = isinstance(teacher, FSDPModule)
+    with agreement() if together else nullcontext():
+        if part[1] == 1 and (is_main() or not together):
+            remove_leftovers(folder)  # otherwise another process may be writing
+    begun, rounds = time.monotonic(), list(_together(recipe, folder) if together else _alone(recipe, folder, part))
     negative = encode([recipe.negative_prompt]).to(teacher.device)
     forward = forward_of(teacher, compiled=recipe.compiled)
-    for number in numbers:
-        path = folder / f"pairs_{number:04d}.safetensors"
-        if path.exists():
-            continue
+    for done, (number, kept) in enumerate(rounds, start=1):
         points, prompts = [], draw_prompts(np.random.default_rng([recipe.seed, number]), recipe.pairs_a_shard)
         for start in range(0, recipe.pairs_a_shard, recipe.batch):
             batch = prompts[start : start + recipe.batch]
@@ -90,16 +93,38 @@ def make_pairs(
             context = encode(batch).to(teacher.device)
             points.append(trajectories(recipe, forward, context, negative, SeededNoise(seeds), shape).half().cpu())
         levels = torch.tensor([*(recipe.levels[i] for i in recipe.point_indices), 0.0])
-        save_tensors(
-            path, {"points": torch.cat(points), "sigmas": levels}, {"kind": "ode_pairs", "prompts": json.dumps(prompts)}
-        )
-        made += 1
-        pace = (time.monotonic() - began) / made
-        left = len(range(number + part[1], recipe.shards, part[1]))
+        with agreement() if together else nullcontext():
+            if kept:
+                save_tensors(
+                    folder / shard_name(number),
+                    {"points": torch.cat(points), "sigmas": levels},
+                    {"kind": "ode_pairs", "prompts": json.dumps(prompts)},
+                )
+        pace = (time.monotonic() - begun) / done
         log.info(
             "ode-pairs: shard %d of %d, %.2f s/pair, %.0f min left",
-            number + 1, recipe.shards, pace / recipe.pairs_a_shard, pace * left / 60,
+            number + 1, recipe.shards, pace / recipe.pairs_a_shard, pace * (len(rounds) - done) / 60,
         )  # fmt: skip
+
+
+def shard_name(number: int) -> str:
+    return f"pairs_{number:04d}.safetensors"
+
+
+def _alone(recipe: OdePairsRecipe, folder: Path, part: tuple[int, int]) -> Iterator[tuple[int, bool]]:
+    """(number, True) of each shard that is this process's and not there."""
+    for number in range(part[0], recipe.shards, part[1]):
+        if not (folder / shard_name(number)).exists():
+            yield number, True
+
+
+def _together(recipe: OdePairsRecipe, folder: Path) -> Iterator[tuple[int, bool]]:
+    """(number, whether to keep it): as many of each process, since none can run a sharded teacher without the others.
+    In the last round some may repeat what another one makes."""
+    missing = from_main([number for number, _ in _alone(recipe, folder, (0, 1))])
+    for start in range(0, len(missing), world_size()):
+        own = start + rank()
+        yield missing[min(own, len(missing) - 1)], own < len(missing)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from diag_core.settings import WAN_NEGATIVE_PROMPT
 from ..distributed import agreement, rank, session, world_size
 from ..fields import listing
 from ..overrides import with_overrides
-from ..recipes.wan import RECIPES, WanRecipe
+from ..recipes.wan import RECIPES, WanOdePairsRecipe, WanRecipe
 from . import stages
 from .embeddings import make_embeddings
 from .export import DTYPES, export
@@ -110,6 +110,8 @@ def _stage(options: argparse.Namespace) -> None:
         print(listing(recipe))  # noqa: T201 - this is the command line
         return
     device, part = _device(options.device), _part(options.part)
+    if part[1] > 1 and not (isinstance(recipe, WanOdePairsRecipe) and not recipe.sharded):
+        raise ValueError("--part is for ode-pairs without sharded=true: leave it out, torchrun shares out all else")
     for name in ("gpus", "gpu_memory", "tflops"):
         value = getattr(options, name)
         if value is not None and not value > 0:
@@ -128,7 +130,7 @@ def _stage(options: argparse.Namespace) -> None:
             inputs = examine(setup)
             if inputs.wrong:
                 raise ValueError(inputs.wrong[0])
-        if world_size() > 1 and part == (0, 1):
+        if isinstance(recipe, WanOdePairsRecipe) and not recipe.sharded and part == (0, 1):
             part = rank(), world_size()
         stages.run(setup, inputs, device=own, part=part)
 

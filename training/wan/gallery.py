@@ -33,7 +33,7 @@ class WanGallery:
         model: the student; its weights are put back after sampling.
         settings: how it is sampled.
         teacher: sampled as its own settings say, else as Wan's authors advise.
-        vae: file of a Wan VAE or TAEHV.
+        vae: file of a Wan VAE or TAEHV; process 0 decodes, and has it on the device then alone.
         count: prompts.
         folder: of the stage; the teacher's videos and health are kept there.
     """
@@ -53,8 +53,9 @@ class WanGallery:
         device: torch.device,
     ) -> None:
         self.model, self.ema, self.settings, self._teacher = model, ema, settings, teacher
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        self.vae = load_vae(vae, dtype=dtype, device=device)
+        self.device, dtype = device, torch.float32 if device.type == "cpu" else torch.bfloat16
+        with agreement():
+            self.vae = load_vae(vae, dtype=dtype, device=torch.device("cpu"))
         self.embeddings, self.video, self.folder = embeddings, video, folder
         self.prompts = embeddings.prompts[:count]
 
@@ -62,30 +63,41 @@ class WanGallery:
         """Health of the teacher's videos, sampled once."""
         path = self.folder / "teacher.json"
         if not from_main(path.exists()):
-            pixels = self._sample(self._teacher.model, self._teacher.settings or PRESETS["wan"])
+            pixels, health = self._look(self._teacher.model, self._teacher.settings or PRESETS["wan"])
             with agreement():
                 if is_main():
                     save_videos(self.folder / "samples", "teacher", pixels)
-                    save_json(path, pixel_health(pixels))
-        health = json.loads(path.read_text(encoding="utf-8"))
+                    save_json(path, health)
+        health = from_main(json.loads(path.read_text(encoding="utf-8")) if is_main() else {})
         return {name: float(value) for name, value in health.items()}
 
     def sample(self) -> tuple[Tensor, dict[str, float]]:
-        """Pixels [N,3,T,H,W] of the student, and their health."""
+        """Pixels [N,3,T,H,W] of the student, on process 0 (no videos on the others), and their health."""
         with self.ema.applied_to(self.model):
-            pixels = self._sample(self.model, self.settings)
-        return pixels, pixel_health(pixels)
+            return self._look(self.model, self.settings)
 
     @torch.no_grad()
-    def _sample(self, model: WanDiT, settings: CheckpointSettings) -> Tensor:
+    def _look(self, model: WanDiT, settings: CheckpointSettings) -> tuple[Tensor, dict[str, float]]:
         """One video at a time: the longest forward of a bidirectional model is that of a whole video."""
-        return torch.cat([self._one(model, settings, i, prompt) for i, prompt in enumerate(self.prompts)])
+        latents = torch.cat([self._one(model, settings, i, prompt) for i, prompt in enumerate(self.prompts)])
+        pixels, health = torch.empty(0), dict[str, float]()
+        with agreement():
+            if is_main():
+                pixels = self._decoded(latents)
+                health = pixel_health(pixels)
+        return pixels, from_main(health)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        parameter = next(self.vae.to(self.device).parameters())
+        pixels = torch.cat([self.vae.decode(video.to(parameter)).float().cpu() for video in latents.split(1)])
+        self.vae.to("cpu")
+        return pixels
 
     def _one(self, model: WanDiT, settings: CheckpointSettings, i: int, prompt: str) -> Tensor:
         _, frames, height, width = self.video.shape(model.config.in_dim)
         guided = settings.cfg != 1
         with torch.autocast(model.device.type, torch.bfloat16):
-            latents = generate(
+            return generate(
                 model,
                 self.embeddings.encode([prompt]).to(model.device),
                 settings.diagonal_schedule(),
@@ -100,5 +112,3 @@ class WanGallery:
                 cfg=settings.cfg,
                 negative=self.embeddings.encode([self.embeddings.negative]).to(model.device) if guided else None,
             )
-        parameter = next(self.vae.parameters())
-        return self.vae.decode(latents.to(parameter)).float().cpu()

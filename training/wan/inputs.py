@@ -101,6 +101,8 @@ def examine(setup: Setup) -> Inputs:
         inputs.wrong.append(
             f"batch={setup.recipe.batch} does not divide over {setup.gpus} GPUs: give a multiple of their number"
         )
+    if _compiles_what_is_split(setup):
+        inputs.wrong.append("compiled=true is for models that are not split among GPUs: set compiled=false")
     if isinstance(setup.recipe, LoopRecipe) and setup.recipe.wandb:
         try:
             require_wandb()
@@ -109,6 +111,12 @@ def examine(setup: Setup) -> Inputs:
     _check_memory(inputs, setup)
     _check_disk(inputs, setup)
     return inputs
+
+
+def _compiles_what_is_split(setup: Setup) -> bool:
+    recipe = setup.recipe
+    splits = recipe.sharded if isinstance(recipe, WanOdePairsRecipe) else True
+    return recipe.compiled and splits and setup.gpus > 1
 
 
 def distil_work(setup: Setup, inputs: Inputs) -> DistilWork:
@@ -242,7 +250,7 @@ def _open_pairs(inputs: Inputs, setup: Setup) -> None:
 def _check_memory(inputs: Inputs, setup: Setup) -> None:
     recipe, configs = setup.recipe, {role: header.config for role, header in inputs.headers.items()}
     if isinstance(recipe, WanOdePairsRecipe) and "teacher" in configs:
-        inputs.memory = pairs_memory(recipe, configs["teacher"])
+        inputs.memory = pairs_memory(recipe, configs["teacher"], gpus=setup.gpus)
     elif isinstance(recipe, WanOdeInitRecipe) and "generator" in configs:
         inputs.memory = init_memory(recipe, configs["generator"], gpus=setup.gpus, videos=setup.videos)
     elif isinstance(recipe, WanDistilRecipe) and len(configs) == 3:
@@ -257,7 +265,8 @@ def _check_memory(inputs: Inputs, setup: Setup) -> None:
 def _advice(recipe: WanRecipe, setup: Setup) -> str:
     ways = []
     if isinstance(recipe, WanOdePairsRecipe):
-        ways = ["batch=1"] if recipe.batch > 1 else ["weights_precision=bf16", "a smaller teacher"]
+        ways = ["batch=1"] if recipe.batch > 1 else ["weights_precision=bf16"]
+        ways += [] if recipe.sharded else ["sharded=true on several GPUs"]
     else:
         if setup.videos > 1:
             ways.append("micro_batch=1")

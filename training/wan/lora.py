@@ -5,6 +5,7 @@ peft is imported where it is used: it is part of the extra `train`.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,8 +31,9 @@ def require_peft() -> None:
         ) from error
 
 
-def add_lora(model: WanDiT, recipe: LoraRecipe, *, seed: int) -> WanDiT:
-    """Puts trainable float32 additions, at first zero, into the model's blocks; all else is frozen. In place.
+def add_lora(model: WanDiT, recipe: LoraRecipe) -> WanDiT:
+    """Puts trainable float32 additions into the model's blocks, for `initial_lora` to fill; all else is frozen. In
+    place.
 
     Raises:
         ValueError: peft is missing.
@@ -42,7 +44,6 @@ def add_lora(model: WanDiT, recipe: LoraRecipe, *, seed: int) -> WanDiT:
     pattern = rf"blocks\.\d+\.({'|'.join(name.replace('.', chr(92) + '.') for name in recipe.targets)})"
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.scaled_by, target_modules=pattern, lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         trained = ".lora_" in name
@@ -52,6 +53,31 @@ def add_lora(model: WanDiT, recipe: LoraRecipe, *, seed: int) -> WanDiT:
     return model
 
 
+def initial_lora(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """What an addition begins as, by its name: A as peft begins it, B zero, so that at first nothing is added.
+
+    From name and seed alone, so that any number of processes begins with the same.
+    """
+    if not name.endswith(_A):
+        return torch.zeros(shape)
+    generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+    bound = shape[1] ** -0.5
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+@torch.no_grad()
+def fill_lora(model: WanDiT, seed: int) -> None:
+    """`initial_lora` for every addition of a model that is held whole."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.copy_(initial_lora(strip_wrappers(name), parameter.shape, seed))
+
+
+def base_name(name: str) -> str:
+    """The original key of a weight that something is added to; any other name as it is."""
+    return name.replace(_BASE, ".")
+
+
 def merged(weights: Mapping[str, Tensor], recipe: LoraRecipe) -> dict[str, Tensor]:
     """Weights by original keys, from those of a model that `add_lora` changed; float32."""
     plain = {strip_wrappers(name): tensor for name, tensor in weights.items()}
@@ -59,7 +85,7 @@ def merged(weights: Mapping[str, Tensor], recipe: LoraRecipe) -> dict[str, Tenso
     for name, tensor in plain.items():
         if ".lora_" in name:
             continue
-        key = name.replace(_BASE, ".")
+        key = base_name(name)
         result[key] = tensor.float()
         module = key.removesuffix(".weight")
         if module + _A in plain:

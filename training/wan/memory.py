@@ -178,9 +178,13 @@ def init_memory(recipe: WanOdeInitRecipe, student: WanConfig, *, gpus: int, vide
     )
 
 
-def pairs_memory(recipe: WanOdePairsRecipe, teacher: WanConfig) -> Memory:
-    """Of ODE pairs: each GPU holds the whole teacher."""
+def pairs_memory(recipe: WanOdePairsRecipe, teacher: WanConfig, *, gpus: int) -> Memory:
+    """Of ODE pairs: each GPU holds the whole teacher, unless it is split among them."""
     tokens = frame_tokens(recipe.video) * recipe.video.latent_frames * recipe.batch * (1 if recipe.cfg == 1 else 2)
     frozen = _BF16 if recipe.weights_precision == "bf16" else _FP32
-    lines = (Line("teacher: weights", frozen * parameters(teacher)), Line("weights in use", _gathered(teacher, 1)))
+    among = gpus if recipe.sharded else 1
+    lines = (
+        Line("teacher: weights", frozen * parameters(teacher) / among),
+        Line("weights in use", _gathered(teacher, among)),
+    )
     return Memory(lines=lines, kept=_passing(teacher, tokens), checkpointed=None, checkpointing=False)

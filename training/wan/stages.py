@@ -26,6 +26,7 @@ from diag_core.state_dict import strip_wrappers
 
 from ..distributed import agreement, from_main, gathered, is_main
 from ..ema import EMA
+from ..precision import PRECISIONS
 from ..recipes.wan import LoraRecipe, WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe
 from ..roles import Roles
 from ..stages.begin import begin
@@ -35,7 +36,8 @@ from ..stages.ode_pairs import make_pairs
 from ..trainer import Task, train
 from .gallery import WanGallery
 from .inputs import Inputs, Setup, fingerprint
-from .lora import add_lora, lora_path, lora_tensors, merged, require_peft, save_lora
+from .loading import load_model
+from .lora import lora_path, lora_tensors, merged, require_peft, save_lora
 
 log = logging.getLogger(__name__)
 
@@ -93,48 +95,63 @@ def sampled_as(setup: Setup) -> CheckpointSettings:
 def _make_pairs(
     recipe: WanOdePairsRecipe, setup: Setup, inputs: Inputs, device: torch.device, part: tuple[int, int]
 ) -> None:
-    teacher = _load(setup.teacher, _frozen_dtype(recipe.weights_precision), device).model
-    embeddings = inputs.embeddings
-    assert embeddings is not None
+    assert setup.teacher is not None and inputs.embeddings is not None
+    dtype, precision = _frozen_dtype(recipe.weights_precision), PRECISIONS[recipe.precision]
+    if recipe.sharded:
+        teacher = load_model(setup.teacher, dtype=dtype, device=device, precision=precision).model
+    else:
+        with agreement():
+            teacher = load_dit(setup.teacher, dtype=dtype, device=device).model
     make_pairs(
-        recipe, teacher, setup.pairs_folder, draw_prompts=embeddings.draw, encode=embeddings.encode,
+        recipe, teacher, setup.pairs_folder, draw_prompts=inputs.embeddings.draw, encode=inputs.embeddings.encode,
         shape=recipe.video.shape(teacher.config.in_dim), part=part,
     )  # fmt: skip
 
 
 def _init(recipe: WanOdeInitRecipe, setup: Setup, inputs: Inputs, device: torch.device) -> None:
     embeddings = inputs.embeddings
-    assert embeddings is not None and inputs.pairs is not None
-    student = _load(setup.generator, torch.float32, device, lora=setup.generator_lora).model
+    assert embeddings is not None and inputs.pairs is not None and setup.generator is not None
+    student = load_model(
+        setup.generator, dtype=torch.float32, device=device, precision=PRECISIONS[recipe.precision],
+        checkpointing=recipe.checkpointing, merge=setup.generator_lora,
+    ).model  # fmt: skip
     # The task reads rows of the points, the levels and the prompts: those of a folder do as well as those in memory.
     task = OdeInit(recipe, student, inputs.pairs, embeddings.encode)  # type: ignore[arg-type]
     _train(setup, inputs, task, student, task.ema, None, device)
 
 
 def _distil(recipe: WanDistilRecipe, setup: Setup, inputs: Inputs, device: torch.device) -> None:
-    embeddings = inputs.embeddings
-    assert embeddings is not None
-    frozen = _frozen_dtype(recipe.weights_precision)
+    embeddings, generator, teacher = inputs.embeddings, setup.generator, setup.teacher
+    assert embeddings is not None and generator is not None and teacher is not None
+    precision = PRECISIONS[recipe.precision]
     lora = recipe.lora if recipe.lora.rank else None
-    adapts_critic = lora is not None and lora.critic
-    generator = _load(setup.generator, frozen if lora else torch.float32, device, lora=setup.generator_lora).model
-    teacher = _load(setup.teacher, frozen, device)
-    critic = _load(setup.critic or setup.teacher, frozen if adapts_critic else torch.float32, device).model
-    compared = None
-    if recipe.weights.needs_teacher_rollout:
-        compared = _load(setup.generator, frozen, device, lora=setup.generator_lora).model
-    if lora is not None:
-        add_lora(generator, lora, seed=recipe.seed)
-    if adapts_critic:
-        add_lora(critic, recipe.lora, seed=recipe.seed + 1)
+
+    def frozen(path: Path, merge: Path | None = None) -> LoadedCheckpoint:
+        dtype = _frozen_dtype(recipe.weights_precision)
+        return load_model(path, dtype=dtype, device=device, precision=precision, merge=merge)
+
+    def trained(path: Path, lora: LoraRecipe | None, seed: int, merge: Path | None = None) -> WanDiT:
+        dtype = torch.float32 if lora is None else _frozen_dtype(recipe.weights_precision)
+        return load_model(
+            path, dtype=dtype, device=device, precision=precision, checkpointing=recipe.checkpointing, merge=merge,
+            lora=lora, seed=seed,
+        ).model  # fmt: skip
+
+    real_score = frozen(teacher)
+    roles = Roles(
+        generator=trained(generator, lora, recipe.seed, setup.generator_lora),
+        real_score=real_score.model,
+        fake_score=trained(setup.critic or teacher, lora if recipe.lora.critic else None, recipe.seed + 1),
+        regression=frozen(generator, setup.generator_lora).model if recipe.weights.needs_teacher_rollout else None,
+    )
     task = Distil(
         recipe,
-        Roles(generator=generator, real_score=teacher.model, fake_score=critic, regression=compared),
+        roles,
         draw_prompts=embeddings.draw,
         encode=embeddings.encode,
-        shape=recipe.video.shape(generator.config.in_dim),
+        shape=recipe.video.shape(roles.generator.config.in_dim),
     )
-    _train(setup, inputs, task, generator, task.ema, teacher, device, lora)
+    _train(setup, inputs, task, roles.generator, task.ema, real_score, device, lora)
 
 
 def _train(
@@ -171,11 +188,6 @@ def _train(
 
 def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {strip_wrappers(name): tensor for name, tensor in weights.items()}
-
-
-def _load(path: Path | None, dtype: torch.dtype, device: torch.device, lora: Path | None = None) -> LoadedCheckpoint:
-    assert path is not None
-    return load_dit(path, dtype=dtype, device=device, lora=lora)
 
 
 def _frozen_dtype(precision: str) -> torch.dtype:
