@@ -129,6 +129,14 @@ def screenshots(server: ComfyServer) -> None:
         tab.run()
         tab.play()
         tab.picture(IMAGES / "demo.png")
+        tab.open_template("Stream with live prompts")
+        tab.start()
+        tab.page.wait_for_function("() => !document.querySelector('.ddx-live input').disabled")
+        tab.page.locator(".ddx-slots .ddx-button").nth(1).click()
+        tab.page.wait_for_function("() => document.querySelector('.ddx-live').innerText.includes('s: a green 5')")
+        tab.page.wait_for_timeout(5000)  # until the pictures show it
+        tab.picture(IMAGES / "live.png", ["DiagDistillStream"])
+        tab.page.evaluate("async () => { await fetch('/api/interrupt', { method: 'POST' }) }")
 
 
 def icon(side: int = 400) -> None:

@@ -7,6 +7,7 @@ import "./style.js";
 
 const NODES = ["DiagDistillSampler", "DiagDistillStream"];
 const BAR = 24;
+const GAPS = 14; // between input, slots and what was told
 let running = null; // { prompt_id, node, slots } of the node that takes prompts now
 
 function hasClip(node) {
@@ -34,7 +35,7 @@ class LivePrompt {
 
   /** The number of lines of slots is not known before they are drawn; a button a line is enough room. */
   height() {
-    return hasClip(this.node) ? 2 * BAR + BAR * this.slots.childElementCount : -4;
+    return hasClip(this.node) ? 2 * BAR + GAPS + BAR * this.slots.childElementCount : -4;
   }
 
   get mine() {
