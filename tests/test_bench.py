@@ -172,11 +172,24 @@ def test_the_fast_path_is_measured_where_it_is_asked_for() -> None:
     rig = Rig(dataclasses.replace(TINY, fast="on", decoder="none"))
     assert isinstance(rig.model, FastDiT)
     report = video_report(rig, measure_video(rig, runs=1))
-    assert report["path"] == {"asked": "on", "taken": "fast", "kernels": "PyTorch's", "cuda_graphs": False}
+    path = report["path"]
+    assert path.pop("error_of_a_forward") < 1e-5
+    assert path == {
+        "asked": "on", "taken": "fast", "kernels": "PyTorch's", "cuda_graphs": False, "linear_layers": "float32"
+    }  # fmt: skip
     assert any("scaled_dot_product" in name for name in report["setting"]["attention_kernels"])
     assert "fast (PyTorch's kernels, no CUDA graphs)" in video_table(report)
     same = zip(rig.chunks(), Rig(dataclasses.replace(TINY, fast="off", decoder="none")).chunks(), strict=True)
     assert all(torch.allclose(ours.latents, plain.latents, atol=1e-4) for ours, plain in same)
+
+
+def test_fp8_is_measured_with_its_error() -> None:
+    setting = dataclasses.replace(PRESETS["small"], width=32, height=32, latent_frames=3, fast="on", decoder="none")
+    report = video_report(rig := Rig(dataclasses.replace(setting, fp8=True)), measure_video(rig, runs=1))
+    assert report["path"]["linear_layers"] == "FP8" and 1e-3 < report["path"]["error_of_a_forward"] < 0.1
+    assert "FP8 linear layers, off the plain path by" in video_table(report)
+    with pytest.raises(ValueError, match="must be on"):
+        Rig(dataclasses.replace(setting, fp8=True, fast="auto"))
 
 
 def test_guided_videos_of_one_chunk() -> None:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..attention import sdpa
 from ..fast import FastDiT, accelerated, accelerated_decoder
+from ..kv_cache import KVCache
 from ..noise import SeededNoise
 from ..sampler import Chunk, Forward, stream_chunks
 from ..vae import Stream, TinyVAE, WanVAE
@@ -70,7 +72,7 @@ class Rig:
         plain = self._filled(model, dtype)
         options = {"kernels": setting.kernels, "graphs": setting.graphs}
         attention = "auto" if setting.attention == "auto" else plain.attend
-        self.model: Any = accelerated(plain, setting.fast, attention=attention, **options)
+        self.model: Any = accelerated(plain, setting.fast, attention=attention, fp8=setting.fp8, **options)
         """on the path that the setting asks for"""
         decoder = self._decoder(dtype)
         self.decoder = None if decoder is None else accelerated_decoder(decoder, setting.fast, **options)
@@ -101,7 +103,40 @@ class Rig:
             "attention_refused": choice.refused,
         }  # fmt: skip
         kernels = "Triton" if self.model.ops.__name__.endswith(".kernels") else "PyTorch's"
-        return {"taken": "fast", "kernels": kernels, "cuda_graphs": self.model.captured, **timed}
+        return {
+            "taken": "fast",
+            "kernels": kernels,
+            "cuda_graphs": self.model.captured,
+            "linear_layers": "FP8" if self.model.fp8 else self.setting.dtype,
+            "error_of_a_forward": round(self.forward_error(), 6),
+            **timed,
+        }
+
+    @torch.no_grad()
+    def forward_error(self) -> float:
+        """Of the first forward on the fast path: its distance from the plain path's with PyTorch's own attention,
+        relative to the latter's size, both root mean squares."""
+        setting, plain = self.setting, self._plain
+        rows, columns = (size // 2 for size in setting.latent_size)
+        latents = SeededNoise(0).initial(
+            0, (setting.batch, setting.model.in_dim, setting.chunk_frames, *setting.latent_size)
+        )
+        latents, timestep = latents.to(self.device), torch.full((setting.batch,), 1000.0, device=self.device)
+
+        def flow(model: Any) -> Tensor:
+            cache = KVCache(
+                setting.model, setting.cache, batch=setting.batch, rows=rows, columns=columns,
+                total_frames=setting.chunks * setting.chunk_frames, dtype=plain.dtype, device=self.device,
+            )  # fmt: skip
+            out: Tensor = model(latents, timestep, self.context, cache=cache)
+            return out.float()
+
+        own, plain.attend = plain.attend, sdpa
+        try:
+            right = flow(plain)
+        finally:
+            plain.attend = own
+        return float((flow(self.model) - right).norm() / right.norm())
 
     def chunks(self, on_forward: Callable[[Forward], None] | None = None) -> Iterator[Chunk]:
         """Samples the setting's video from its beginning; a chunk is the caller's to drop."""

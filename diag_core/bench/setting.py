@@ -57,6 +57,8 @@ class BenchSetting:
     """Its fused operations: one of `diag_core.fast.KERNELS`."""
     graphs: bool = True
     """Whether it captures CUDA graphs, on a GPU."""
+    fp8: bool = False
+    """Its linear layers in FP8."""
 
     def __post_init__(self) -> None:
         latent_size(self.height, self.width)

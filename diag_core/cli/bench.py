@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fast", choices=MODES, help="the fast path; auto: on a GPU (default: auto)")
     add("--kernels", choices=KERNELS, help="fused operations of the fast path")
     add("--no-graphs", dest="graphs", action="store_const", const=False, help="the fast path without CUDA graphs")
+    add("--fp8", action="store_const", const=True, help="linear layers in FP8; takes --fast on")
     add("--memory", type=values.number, metavar="GB", help="memory of the GPU that may be used (10^9 bytes)")
     add("--profile", type=Path, metavar="FILE", help="save a trace of one more video, for Perfetto (ui.perfetto.dev)")
     add("--threads", type=values.positive, metavar="N", help="CPU threads")
@@ -85,6 +86,7 @@ def setting_from(options: argparse.Namespace) -> BenchSetting:
             "fast",
             "kernels",
             "graphs",
+            "fp8",
         )
         if getattr(options, name) is not None
     }

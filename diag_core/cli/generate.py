@@ -163,6 +163,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="fused kernels and CUDA graphs; auto: on a GPU, unless they would change the result (default: auto)",
     )
+    group.add_argument(
+        "--fp8", action="store_true", help="linear layers in FP8 (Hopper or newer), a slightly other video; --fast on"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

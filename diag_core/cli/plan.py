@@ -49,6 +49,7 @@ class Plan:
     attention: str
     fast: str
     """one of `diag_core.fast.MODES`"""
+    fp8: bool
     device: torch.device
     dtype: torch.dtype
     image: Path | None
@@ -93,6 +94,8 @@ def make_plan(options: argparse.Namespace) -> Plan:
         raise ValueError(f"--save-state and --resume are for one video; these options make {len(requests)}")
     if sum(bool(given) for given in (resume, options.image, options.video)) > 1:
         raise ValueError("--image and --video begin a video, --resume goes on with one: leave all but one of them out")
+    if options.fp8 and options.fast != "on":
+        raise ValueError("--fp8 is part of the fast path: give --fast on with it")
     _check_files(options)
     return Plan(
         requests=tuple(requests),
@@ -106,6 +109,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         lora_strength=options.lora_strength,
         attention=options.attention,
         fast=options.fast,
+        fp8=options.fp8,
         device=device,
         dtype=getattr(torch, dtype or ("float32" if device.type == "cpu" else "bfloat16")),
         image=options.image,

@@ -68,7 +68,7 @@ def _run(plan: Plan) -> int:
         lora_strength=plan.lora_strength,
     )
     attention = "auto" if plan.attention == "auto" else loaded.model.attend
-    model = accelerated(loaded.model, plan.fast, attention=attention)
+    model = accelerated(loaded.model, plan.fast, attention=attention, fp8=plan.fp8)
     if plan.text_encoder is None:
         encoder = demo_encoder(loaded)
         embeddings = encode(encoder, prompts)

@@ -23,10 +23,12 @@ def accelerated(model: Any, mode: str = "auto", **options: Any) -> Any:
         options: of `FastDiT`.
 
     Raises:
-        ValueError: "on", and the fast path cannot run this model; another mode than these.
+        ValueError: "on", and the fast path cannot run this model; FP8 without "on"; another mode than these.
     """
     if mode not in MODES:
         raise ValueError(f"the fast path is one of {', '.join(MODES)}, got {mode!r}")
+    if options.get("fp8") and mode != "on":
+        raise ValueError(f"FP8 is part of the fast path, which must be on for it, got {mode!r}")
     if mode == "off":
         return model
     if mode == "auto":

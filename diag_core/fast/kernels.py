@@ -93,6 +93,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 @triton.jit
+def _quantise(x_ptr, out_ptr, scale_ptr, largest, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    start = row.to(tl.int64) * WIDTH
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    x = tl.load(x_ptr + start + column, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / largest
+    y = tl.minimum(tl.maximum(x / scale, -largest), largest)
+    tl.store(out_ptr + start + column, y.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(scale_ptr + row, scale)
+
+
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    rows, width = x.shape
+    x = x.contiguous()
+    out = torch.empty((rows, width), dtype=torch_ops.FP8, device=x.device)
+    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    _quantise[(rows,)](x, out, scale, torch_ops.FP8_MAX, WIDTH=width, BLOCK=_block(width), num_warps=_warps(width))
+    return out, scale
+
+
+@triton.jit
 def _norm_silu(
     x_ptr, weight_ptr, out_ptr, positions, scale, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):

@@ -18,6 +18,7 @@ from ..layers import pad_text
 from ..rope import rotation
 from .attention_choice import AttentionChoice, fastest_attention
 from .forward import ChunkInputs, Memory, forward, prompt_keys
+from .fp8 import Fp8Block, fp8_missing
 from .graphs import SharedPool, StorageGraphs
 from .kernel_choice import operations
 from .lending import Lender, Loan
@@ -77,9 +78,10 @@ class FastDiT:
         attention: a back end, or "auto": the fastest one here, by a short measurement when the first chunk is sampled.
         kernels: "triton", "torch", or "auto": Triton on a GPU that has it.
         graphs: capture CUDA graphs; never on a CPU.
+        fp8: linear layers in FP8, which changes the results a little; weights must not be changed in place then.
 
     Raises:
-        ValueError: `why_not` says why; Triton asked for and not there; an attention back end that is not.
+        ValueError: `why_not` says why; Triton or FP8 asked for and not there; an attention back end that is not.
     """
 
     def __init__(
@@ -92,11 +94,15 @@ class FastDiT:
         attention: Attention | str = "auto",
         kernels: str = "auto",
         graphs: bool = True,
+        fp8: bool = False,
     ) -> None:
         reason = why_not(model, dtype)
         if reason is not None:
             raise ValueError(f"the fast path cannot run this model: {reason}")
-        self.model = model
+        lacking = fp8_missing(model) if fp8 else None
+        if lacking is not None:
+            raise ValueError(f"this model cannot run in FP8 here: {lacking}")
+        self.model, self.fp8 = model, fp8
         self.config: WanConfig = model.config if config is None else config
         self.dtype: torch.dtype = dtype or model.patch_embedding.weight.dtype
         self.text_len = self.config.text_len if text_len is None else text_len
@@ -189,7 +195,8 @@ class FastDiT:
         if self._weights_at and self._weights_at == weights_at(self.model):
             return
         self._lender.forget_graphs()
-        self._blocks = [FusedBlock(block) for block in self.model.blocks]
+        blocks = self.model.blocks
+        self._blocks = [Fp8Block(b, self.ops) for b in blocks] if self.fp8 else [FusedBlock(b) for b in blocks]
         self._weights_at = weights_at(self.model)
 
     def _measure(self, latents: Tensor, queries: int, cache: KVCache) -> None:

@@ -31,6 +31,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
 
 
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+
+
+def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [N,D] -> e4m3 [N,D] and a float32 scale for each row [N,1], whose product is x again; a row of zeros stays."""
+    x32 = x.float()
+    scale = x32.abs().amax(-1, keepdim=True).clamp(min=1e-12) / FP8_MAX
+    return (x32 / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
+
+
 def norm_silu(x: Tensor, weight: Tensor, scale: float) -> Tensor:
     """Each position's channels to length 1, times weight [C] and scale, through SiLU: x [B,C,...]."""
     weight = (weight * scale).view(-1, *[1] * (x.dim() - 2))

@@ -15,19 +15,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Linear = Callable[[Tensor], Tensor]
+
 
 class FastBlock(Protocol):
     """The linear layers of one transformer block, each a function of x [B,N,D]."""
 
-    block: Any
-    """the block itself, whose norms and modulation are used as they are"""
-    cross_q: Callable[[Tensor], Tensor]
-    self_out: Callable[[Tensor], Tensor]
-    cross_out: Callable[[Tensor], Tensor]
-    ffn: Callable[[Tensor], Tensor]
+    @property
+    def block(self) -> Any:
+        """The block itself, whose norms and modulation are used as they are."""
 
-    def qkv(self, x: Tensor) -> Tensor:
+    @property
+    def qkv(self) -> Linear:
         """q, k and v of self-attention side by side, [B,N,3D]."""
+
+    @property
+    def self_out(self) -> Linear: ...
+
+    @property
+    def cross_q(self) -> Linear: ...
+
+    @property
+    def cross_out(self) -> Linear: ...
+
+    @property
+    def ffn(self) -> Linear: ...
 
 
 class FusedBlock:
