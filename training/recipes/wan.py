@@ -88,7 +88,7 @@ class WanOdePairsRecipe(OdePairsRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_precision(self.weights_precision)
+        _check_precision(self.weights_precision, self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +133,13 @@ class WanDistilRecipe(DistilRecipe):
         super().__post_init__()
         require(self.micro_batch >= 0, "micro_batch", "must be 0 or more", self.micro_batch)
         _check_chunks(self.video, self.chunk_frames)
-        _check_precision(self.weights_precision)
+        _check_precision(self.weights_precision, self.precision)
 
 
-def _check_precision(name: str) -> None:
-    require(name in PRECISIONS, "weights_precision", f"must be one of {', '.join(PRECISIONS)}", name)
+def _check_precision(weights: str, forwards: str) -> None:
+    require(weights in PRECISIONS, "weights_precision", f"must be one of {', '.join(PRECISIONS)}", weights)
+    fits = weights == "fp32" or forwards == "bf16"
+    require(fits, "weights_precision", "must be fp32 where precision is fp32", weights)
 
 
 def _check_chunks(video: VideoSize, chunk_frames: int) -> None:

@@ -128,30 +128,40 @@ class Distil:
         )
 
     def update(self, step: int) -> dict[str, Tensor]:
-        values: dict[str, Tensor] = {}
-        if step % self.recipe.generator_every == 0:
-            losses = map(self._generator_losses, self._draws(step, _GENERATOR))
-            means, values["generator_norm"] = self.generator_optimizer.step(losses, len(self.parts))
-            self.ema.update(self.generator)
-            values |= means
-        losses = map(self._critic_losses, self._draws(step, _CRITIC))
-        means, values["critic_norm"] = self.critic_optimizer.step(losses, len(self.parts))
-        return values | means
+        values = self.update_generator(step) if step % self.recipe.generator_every == 0 else {}
+        return values | self.update_critic(step)
 
-    def _draws(self, step: int, which: int) -> Iterator[Draw]:
+    def update_generator(self, step: int, u: float | None = None) -> dict[str, Tensor]:
+        """The student's part of iteration `step`.
+
+        Args:
+            u: in [0,1), where chunks exit instead of where is drawn; for measurements.
+        """
+        losses = map(self._generator_losses, self._draws(step, _GENERATOR, u))
+        means, norm = self.generator_optimizer.step(losses, len(self.parts))
+        self.ema.update(self.generator)
+        return {"generator_norm": norm, **means}
+
+    def update_critic(self, step: int, u: float | None = None) -> dict[str, Tensor]:
+        """The critic's part, with a rollout of the present student; u as above."""
+        losses = map(self._critic_losses, self._draws(step, _CRITIC, u))
+        means, norm = self.critic_optimizer.step(losses, len(self.parts))
+        return {"critic_norm": norm, **means}
+
+    def _draws(self, step: int, which: int, u: float | None = None) -> Iterator[Draw]:
         """This process's micro batches, one at a time."""
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, step, which])
         prompts = self.draw_prompts(rng, recipe.batch)
         seeds = [int(seed) for seed in rng.integers(2**62, size=recipe.batch)]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        u = float(rng.random())
+        drawn = float(rng.random())
         sigma_B = recipe.noise.draw(recipe.batch, generator)
         for part in self.parts:
             yield Draw(
                 context=self.encode(prompts[part]).to(self.device),
                 rollout_noise=SeededNoise(seeds[part]),
-                u=u,
+                u=drawn if u is None else u,
                 sigma_B=sigma_B[part].to(self.device),
                 noise=_noise(seeds[part], self.shape).to(self.device),
             )
