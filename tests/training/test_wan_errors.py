@@ -67,7 +67,7 @@ def stage(files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     return run
 
 
-def test_missing_options_and_files(stage, tmp_path: Path) -> None:
+def test_missing_options_and_files(stage, files: Files, tmp_path: Path) -> None:
     assert "--generator is missing: give a Wan 2.1 checkpoint" in stage("stage1", generator=None)
     assert "--teacher is missing" in stage("ode-pairs", teacher=None, fields=SMALL[:3])
     assert "--embeddings is missing: give the folder that `python -m training embed` wrote" in stage(
@@ -76,6 +76,8 @@ def test_missing_options_and_files(stage, tmp_path: Path) -> None:
     assert "there is no such file. Check the path" in stage("stage1", generator=tmp_path / "none.pt")
     assert "there are no embeddings" in stage("stage1", embeddings=tmp_path)
     assert "--vae" in stage("stage1", "--vae", str(tmp_path / "vae.pth"))
+    assert "neither a Wan 2.1 VAE" in stage("stage1", "--vae", str(files.teacher))
+    assert "--vae is for stages that distil" in stage("ode-pairs", "--vae", str(files.teacher), fields=SMALL[:3])
     assert "Make them with the stage ode-pairs first" in stage("ode-init")
 
 
@@ -85,6 +87,9 @@ def test_fields_and_options(stage) -> None:
         == "error: the recipe has no field 'learning_rat'; did you mean learning_rate?"
     )
     assert "takes a number" in stage("stage1", "learning_rate=fast")
+    assert "micro_batch=2 does not divide the 3 videos" in stage("stage1", "batch=3", "micro_batch=2", fields=SMALL[:3])
+    assert "weights_precision must be fp32 where precision is fp32" in stage("stage1", "precision=fp32")
+    assert "--part is for ode-pairs" in stage("stage1", "--part", "0/2")
     assert "--part 8/8: give two whole numbers" in stage("ode-pairs", "--part", "8/8", fields=())
     assert "--tflops must be above 0" in stage("stage1", "--tflops", "0")
     assert "there is no such device" in stage("stage1", "--device", "gpu")
@@ -129,22 +134,15 @@ def test_embeddings_that_do_not_fit(stage, files: Files, tmp_path: Path) -> None
     assert "index.json: it cannot be read" in stage("stage1", embeddings=copy)
 
 
-def test_an_embedding_that_was_damaged_is_noticed_when_it_is_read(
-    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_embedding_is_told_before_anything_is_loaded(stage, files: Files, tmp_path: Path) -> None:
     copy = tmp_path / "embeddings"
     shutil.copytree(files.embeddings, copy)
-    for shard in copy.glob("prompts_*.safetensors"):
-        content = bytearray(shard.read_bytes())
-        content[-3] ^= 1  # of the last embedding
-        content[-700] ^= 1
-        shard.write_bytes(content)
-    command = ["stage1", "--generator", files.generator, "--teacher", files.teacher, "--embeddings", copy, "--out",
-               tmp_path / "out", "--device", "cpu", *SMALL, "batch=16"]  # fmt: skip
-    command.remove("batch=2")
-    assert main([str(part) for part in command]) == 2
-    assert "is damaged. Delete the file and run embed again" in capsys.readouterr().err
-    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    shard = copy / "prompts_00001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+    told = stage("stage1", embeddings=copy)
+    assert told.startswith(f"error: {shard}: embedding 0 is damaged. Delete the file and run embed again")
 
 
 def test_pairs_that_do_not_fit(stage, files: Files, tmp_path: Path) -> None:

@@ -92,14 +92,24 @@ def test_every_stage_says_how_its_result_is_sampled(world: World) -> None:
 
 
 @pytest.mark.parametrize("layout", ["original", "comfyui", "self_forcing", "causvid", "longlive", "diffusers"])
-def test_any_layout_is_a_beginning_and_gives_the_same(world: World, tmp_path: Path, layout: str) -> None:
+def test_any_layout_goes_all_the_way_and_gives_the_same(world: World, tmp_path: Path, layout: str) -> None:
+    """From cached embeddings to a video; teacher and student are read from the layout, by every stage that can."""
     path = world.layouts[layout]
-    assert world.stage("stage1", path, "steps=1", out=tmp_path, teacher=path) == 0
-    made = load_file(tmp_path / "stage1.safetensors")
+    pairs = ["steps=3", "shards=1", "pairs_a_shard=2", "points=1000,750,500"]
+    assert world.stage("ode-pairs", path, *pairs, out=tmp_path, teacher=path) == 0
+    assert world.stage("ode-init", path, "steps=1", out=tmp_path) == 0
+    assert world.stage("stage1", path, "steps=1", out=tmp_path / "direct", teacher=path) == 0
+    for name, before in (("stage1", "ode_init"), ("stage2", "stage1")):
+        student = tmp_path / f"{before}.safetensors"
+        assert world.stage(name, student, "steps=1", "learning_rate=1e-3", out=tmp_path, teacher=path) == 0
+    made = {}
+    for name in ("ode_init", "stage1", "stage2", "direct/stage1"):
+        made |= {f"{name}.{key}": tensor for key, tensor in load_file(tmp_path / f"{name}.safetensors").items()}
     expected = world.folder / "expected.safetensors"
     if not expected.exists():
         save_file(made, expected)
     assert all(torch.equal(tensor, made[name]) for name, tensor in load_file(expected).items())
+    export_and_generate(world, tmp_path, tmp_path / "student.safetensors")
 
 
 def test_stage2_straight_from_longlive(world: World, tmp_path: Path) -> None:
@@ -128,10 +138,24 @@ def test_the_shards_of_pairs_can_be_shared_out(world: World, tmp_path: Path) -> 
         assert torch.equal(own, load_file(world.out / "ode_pairs" / name)["points"])
 
 
-def test_export_and_generate(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "student.safetensors"
+def export_and_generate(world: World, result: Path, file: Path) -> None:
+    """The checkpoint `file` of a stage's output folder, and a video beside it."""
     with pytest.warns(UserWarning, match="ComfyUI will misread"):  # of the small width of its text
-        assert main(["export", str(world.out), "--out", str(file)]) == 0
+        assert main(["export", str(result), "--out", str(file)]) == 0
+    vae, video = file.with_name("taew2_1.safetensors"), file.with_suffix(".mp4")
+    save_file(TinyVAE(TinyVAEConfig(patch_size=1)).state_dict(), vae)
+    code = diag_core_main(
+        ["generate", "--checkpoint", str(file), "--vae", str(vae), "--text-encoder", str(world.text_encoder),
+         "--prompt", PROMPTS[0], "--size", "32x32", "--frames", "9", "--out", str(video)]
+    )  # fmt: skip
+    assert code == 0 and video.stat().st_size > 0
+
+
+def test_an_exported_checkpoint_says_how_it_is_sampled(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "student.safetensors"
+    export_and_generate(world, world.out, file)
     assert "schedule 4322222, shift 5, KV noise 100" in capsys.readouterr().out
     with safe_open(str(file), framework="pt") as opened:
         metadata = opened.metadata()
@@ -139,14 +163,6 @@ def test_export_and_generate(world: World, tmp_path: Path, capsys: pytest.Captur
         assert set(opened.keys()) == set(random_dit().state_dict())  # original keys, no prefix
     assert json.loads(metadata["config"]) == {"transformer": {"causal_ar": True}}
     assert json.loads(metadata["diagdistill"])["settings"]["title"] == "Wan 2.1, stage 2"
-    save_file(TinyVAE(TinyVAEConfig(patch_size=1)).state_dict(), tmp_path / "taew2_1.safetensors")
-    code = diag_core_main(
-        ["generate", "--checkpoint", str(file), "--vae", str(tmp_path / "taew2_1.safetensors"), "--text-encoder",
-         str(world.text_encoder), "--prompt", PROMPTS[0], "--size", "32x32", "--frames", "9", "--out",
-         str(tmp_path / "a.mp4")]
-    )  # fmt: skip
-    assert code == 0, capsys.readouterr().err
-    assert (tmp_path / "a.mp4").stat().st_size > 0
 
 
 @pytest.mark.parametrize("alpha", [0.0, 2.0])

@@ -203,6 +203,15 @@ class Embeddings:
                 self.prompts += prompts
                 self._places.update(places)
 
+    def check(self, part: int, parts: int) -> None:
+        """Reads every `parts`-th embedding, from number `part`, so that a damaged one is known before training.
+
+        Raises:
+            EmbeddingError: one that is damaged.
+        """
+        for prompt in [*self.prompts, self.negative][part::parts]:
+            self._read(prompt)
+
     def __contains__(self, prompt: str) -> bool:
         return prompt in self._places
 

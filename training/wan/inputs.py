@@ -8,8 +8,12 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from diag_core.checkpoint import CheckpointHeader, read_header
 from diag_core.state_dict import CheckpointError
+from diag_core.vae import vae_from_state_dict
+from diag_core.weights import open_weights
 
 from ..boards import require_wandb
 from ..recipes.distillation import LoopRecipe
@@ -95,12 +99,10 @@ def examine(setup: Setup) -> Inputs:
     _open_embeddings(inputs, setup)
     if isinstance(setup.recipe, WanOdeInitRecipe):
         _open_pairs(inputs, setup)
-    if setup.vae is not None and not setup.vae.exists():
-        inputs.wrong.append(f"--vae {setup.vae}: there is no such file")
-    if not isinstance(setup.recipe, WanOdePairsRecipe) and setup.recipe.batch % setup.gpus:
-        inputs.wrong.append(
-            f"batch={setup.recipe.batch} does not divide over {setup.gpus} GPUs: give a multiple of their number"
-        )
+    if setup.vae is not None:
+        _open_vae(inputs, setup.vae, distils)
+    if not isinstance(setup.recipe, WanOdePairsRecipe):
+        _check_batch(inputs, setup.recipe, setup.gpus)
     if _compiles_what_is_split(setup):
         inputs.wrong.append("compiled=true is for models that are not split among GPUs: set compiled=false")
     if isinstance(setup.recipe, LoopRecipe) and setup.recipe.wandb:
@@ -111,6 +113,33 @@ def examine(setup: Setup) -> Inputs:
     _check_memory(inputs, setup)
     _check_disk(inputs, setup)
     return inputs
+
+
+def _open_vae(inputs: Inputs, path: Path, distils: bool) -> None:
+    if not distils:
+        inputs.wrong.append("--vae is for stages that distil: only they make sample videos. Leave it out")
+        return
+    try:
+        weights = open_weights(path)
+        shapes = {name: torch.empty(s.shape, dtype=s.dtype, device="meta") for name, s in weights.specs.items()}
+        vae = vae_from_state_dict(shapes, metadata=weights.metadata)
+    except CheckpointError as error:
+        inputs.wrong.append(f"--vae {error}")
+    except ValueError as error:
+        inputs.wrong.append(f"--vae {path}: {error}")
+    else:
+        inputs.found.append(f"vae: {path}, a {type(vae).__name__}")
+
+
+def _check_batch(inputs: Inputs, recipe: WanOdeInitRecipe | WanDistilRecipe, gpus: int) -> None:
+    share, left = divmod(recipe.batch, gpus)
+    if left:
+        inputs.wrong.append(f"batch={recipe.batch} does not divide over {gpus} GPUs: give a multiple of their number")
+    elif recipe.micro_batch and share % recipe.micro_batch:
+        inputs.wrong.append(
+            f"micro_batch={recipe.micro_batch} does not divide the {share} videos of each GPU (batch={recipe.batch} "
+            f"over {gpus}): give a divisor, such as 1"
+        )
 
 
 def _compiles_what_is_split(setup: Setup) -> bool:

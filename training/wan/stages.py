@@ -24,7 +24,7 @@ from diag_core import WanDiT
 from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, load_dit, save_dit
 from diag_core.state_dict import strip_wrappers
 
-from ..distributed import agreement, from_main, gathered, is_main
+from ..distributed import agreement, from_main, gathered, is_main, rank, world_size
 from ..ema import EMA
 from ..precision import PRECISIONS
 from ..recipes.wan import LoraRecipe, WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe
@@ -53,14 +53,17 @@ def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, 
     """Runs a stage whose inputs were examined and are right; all processes of a `session` together.
 
     Raises:
-        ValueError: the folder holds the work of another recipe or other inputs.
+        ValueError: the folder holds the work of another recipe or other inputs; an embedding is damaged.
         Collapse: training has gone wrong.
         OSError: a full disk, say; nothing is left half written.
     """
-    recipe = setup.recipe
+    recipe, embeddings = setup.recipe, inputs.embeddings
+    assert embeddings is not None
     with agreement():
         if isinstance(recipe, WanDistilRecipe) and recipe.lora.rank:
             require_peft()
+        log.info("%s: checking %.1f GB of embeddings", setup.stage, embeddings.bytes / 1e9)
+        embeddings.check(rank(), world_size())
         if is_main():
             folder = setup.pairs_folder if isinstance(recipe, WanOdePairsRecipe) else setup.folder
             begin(folder, recipe, _identities(setup))
