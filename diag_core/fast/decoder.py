@@ -58,12 +58,17 @@ class FastDecoder:
             for format_ in (torch.channels_last, torch.channels_last_3d):
                 vae.decoder.to(memory_format=format_)
         decode: Decode = vae.streaming_decoder().run
+
+        def on_its_device(latents: Tensor, state: StreamState) -> Tensor:
+            with torch.cuda.device_of(latents):  # kernels and captures go to the current one
+                return self._pieces.run(latents, state) if self.graphs else decode(latents, state)
+
         self.graphs = graphs and device.type == "cuda"
         self._pieces = PieceGraphs(decode)
-        self._decode = decode
+        self._run = on_its_device
 
     def streaming_decoder(self) -> Stream:
-        return Stream(self._pieces.run if self.graphs else self._decode)
+        return Stream(self._run)
 
 
 def _fuse(layers: nn.ModuleList, ops: ModuleType) -> None:

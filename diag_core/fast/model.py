@@ -154,7 +154,8 @@ class FastDiT:
     ) -> Tensor:
         """As `WanDiT.forward`, which also runs what this path does not take."""
         # What is made here (storage, prompts, graphs) outlives the call, which ComfyUI makes in inference mode.
-        with torch.inference_mode(False), torch.no_grad():
+        # Kernels and captures go to the current device, whatever device their tensors are on.
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(latents):
             self.lend(cache)
             if not self.takes(timestep, cache, start_frame):
                 flow: Tensor = self.model(latents, timestep, context, cache=cache, start_frame=start_frame)

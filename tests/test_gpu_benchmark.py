@@ -1,0 +1,88 @@
+"""The command that measures the whole table on a GPU, rehearsed on a CPU with a tiny model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_checks
+from diag_core.bench import PRESETS
+from diag_core.cli.bench import add_arguments, setting_from
+
+
+def settings() -> dict:
+    """What each part measures."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return {part.name: setting_from(parser.parse_args(list(part.arguments))) for part in gpu.PARTS if part.arguments}
+
+
+def test_the_parts_measure_what_they_say():
+    found = settings()
+    assert {part.name for part in gpu.PARTS} == {"checks", "taehv", *found}
+    assert found["wan-vae"].decoder == "wan" and found["plain"].fast == "off" and found["fp8"].fp8
+    assert not found["no-graphs"].graphs and found["no-kernels"].kernels == "torch"
+    assert found["self-forcing"] == PRESETS["self-forcing"] and found["minute"] == PRESETS["minute"]
+    assert found["wan-2.1"].forwards == 100 and found["batch-4"].batch == 4 and found["14b"].model.dim == 5120
+    assert sum(part.minutes for part in gpu.PARTS) < 60 and max(part.minutes for part in gpu.PARTS) < gpu.LIMIT / 60
+
+
+def test_it_measures_prints_and_goes_on(tmp_path, capsys, monkeypatch):
+    arguments = ["--small", "--out", str(tmp_path), "--parts", "sage,fp8"]
+    assert gpu.main(arguments) == 1  # SageAttention is not here
+    out = capsys.readouterr().out
+    (table,) = tmp_path.glob("*-cpu-rehearsal-table.md")
+    rows = [line for line in table.read_text().splitlines() if line.startswith("| 1.3B")]
+    assert [row.split(" | ")[0] for row in rows] == ["| 1.3B, FP8 linear layers"]
+    assert all(row in out for row in rows)
+    (failed,) = tmp_path.glob("*.failed.txt")
+    assert failed.stem.endswith("sage.failed") and "it needs the package sageattention" in failed.read_text()
+    for file in tmp_path.glob("*.json"):
+        report = json.loads(file.read_text())
+        assert report["path"]["taken"] == "fast" and report["work"]["share_of_peak"] > 0 and report["breakdown"]
+    monkeypatch.setattr(gpu, "run_part", lambda *a, **k: pytest.fail("this part has a result"))
+    assert gpu.main([*arguments[:-1], "fp8"]) == 0
+    assert gpu.main(["--small", "--out", str(tmp_path), "--parts", "14b", "--minutes", "0.01"]) == 0
+    assert "no time left" in capsys.readouterr().out
+
+
+def test_a_part_that_takes_too_long_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "command", lambda *a, **k: [sys.executable, "-c", "import time; time.sleep(60)"])
+    assert not gpu.run_part(gpu.PARTS[1], tmp_path / "x.json", small=True, seconds=0.5)
+    assert "ended after" in (tmp_path / "x.failed.txt").read_text()
+
+
+def test_unknown_parts_and_missing_gpus_are_said():
+    with pytest.raises(ValueError, match="no part 'speed'; choose from checks, taehv"):
+        gpu.main(["--parts", "speed"])
+    if not torch.cuda.is_available():
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu"], cwd=gpu.ROOT, capture_output=True, text=True, check=False
+        )
+        assert (
+            done.returncode
+            and done.stderr.strip() == "error: there is no device 'cuda' here: PyTorch sees 0 CUDA devices"
+        )
+
+
+def test_a_check_that_needs_no_gpu(monkeypatch):
+    some = dict(list(gpu_checks.cases(torch.device("cpu")).items())[:2])
+    monkeypatch.setattr(gpu_checks, "cases", lambda device: some)
+    function, limit, gpu_only = gpu_checks.CHECKS["videos_equal_the_plain_paths"]
+    assert not gpu_only and function(torch.device("cpu")) <= limit
+
+
+def test_a_check_that_breaks_fails_alone(monkeypatch):
+    def broken(device):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    checks = {"broken": (broken, 1.0, False), "good": (lambda device: 0.5, 1.0, False), "far": (broken, 1.0, True)}
+    monkeypatch.setattr(gpu_checks, "CHECKS", checks)
+    found = gpu_checks.run(torch.device("cpu"))["checks"]
+    assert [found[name]["passed"] for name in checks] == [False, True, None]
+    assert "illegal memory access" in found["broken"]["why"]
