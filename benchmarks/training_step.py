@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from diag_core import WanConfig, WanDiT
-from diag_core.attention import NAMES
 from diag_core.bench import matrix_peak, save_report
 from diag_core.bench.meter import Meter, choose_device, describe_machine
 from training.distributed import from_all, is_main, local, session, world_size
@@ -55,7 +54,6 @@ def measure(
     teacher: WanConfig,
     *,
     device: torch.device,
-    attention: str,
     updates: int,
 ) -> dict[str, Any]:
     """The report. All processes of a `session` together.
@@ -67,7 +65,7 @@ def measure(
     meter, work = Meter(device), DistilWork(recipe=recipe, generator=student, critic=student, real_score=teacher)
     estimate = distil_memory(work, gpus=world_size(), videos=recipe.micro_batch or recipe.batch // world_size())
     say(f"{estimate.total / GIB:.1f} GiB on each device, by estimate")
-    task = make_task(recipe, student, teacher, device, attention)
+    task = make_task(recipe, student, teacher, device)
     exits = [(k + 0.5) / updates for k in range(updates)]
     plain = replace(work, recipe=replace(recipe, checkpointing=False))
     kinds: dict[str, tuple[Callable[..., object], Callable[[float], float], Callable[[float], float]]] = {
@@ -101,7 +99,7 @@ def measure(
     return {
         "format": "diagdistill-training-step-1",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": {**describe_machine(device), "devices": world_size(), "attention": attention},
+        "machine": {**describe_machine(device), "devices": world_size()},
         "setting": {
             "recipe": asdict(recipe), "generator": student.to_dict(), "critic": student.to_dict(),
             "teacher": teacher.to_dict(), "weights": "random", "text": "random embeddings, nothing encoded",
@@ -120,15 +118,13 @@ def measure(
     }  # fmt: skip
 
 
-def make_task(
-    recipe: WanDistilRecipe, student: WanConfig, teacher: WanConfig, device: torch.device, attention: str
-) -> Distil:
+def make_task(recipe: WanDistilRecipe, student: WanConfig, teacher: WanConfig, device: torch.device) -> Distil:
     """Stage 2 on random models and embeddings."""
     frozen, precision = PRECISIONS[recipe.weights_precision], PRECISIONS[recipe.precision]
 
     def model(config: WanConfig, dtype: torch.dtype, *, trained: bool) -> WanDiT:
         with torch.device("meta"):  # a 14B model is never held in float32, nor on the host
-            made = WanDiT(config, attention=attention).to(dtype).requires_grad_(False)
+            made = WanDiT(config, attention=recipe.attention).to(dtype).requires_grad_(False)
         if world_size() > 1:
             parallelize(made, precision=precision, checkpointing=trained and recipe.checkpointing, device=device)
         made.to_empty(device=device)
@@ -198,7 +194,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--student", choices=tuple(SIZES), default="1.3b", help="default: %(default)s")
     parser.add_argument("--teacher", choices=tuple(SIZES), help="default: as the student")
     parser.add_argument("--updates", type=int, default=12, help="measured of each kind (default: %(default)s)")
-    parser.add_argument("--attention", choices=NAMES, default="auto", help="back end (default: %(default)s)")
     parser.add_argument("--device", help="cpu or cuda: the accelerator where there is one")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: named by date and device, in results/")
     options = parser.parse_intermixed_args(arguments)
@@ -211,9 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
             if recipe.lora.rank:
                 raise ValueError("a LoRA is not measured here: leave out lora.rank")
             student, teacher = SIZES[options.student], SIZES[options.teacher or options.student]
-            report = measure(
-                recipe, student, teacher, device=device, attention=options.attention, updates=options.updates
-            )
+            report = measure(recipe, student, teacher, device=device, updates=options.updates)
             if is_main():
                 path = options.out or RESULTS / file_name(report, options.teacher or options.student)
                 save_report(report, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -81,7 +82,7 @@ def test_missing_options_and_files(stage, files: Files, tmp_path: Path) -> None:
     assert "Make them with the stage ode-pairs first" in stage("ode-init")
 
 
-def test_fields_and_options(stage) -> None:
+def test_fields_and_options(stage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (
         stage("stage1", "learning_rat=1")
         == "error: the recipe has no field 'learning_rat'; did you mean learning_rate?"
@@ -89,6 +90,9 @@ def test_fields_and_options(stage) -> None:
     assert "takes a number" in stage("stage1", "learning_rate=fast")
     assert "micro_batch=2 does not divide the 3 videos" in stage("stage1", "batch=3", "micro_batch=2", fields=SMALL[:3])
     assert "weights_precision must be fp32 where precision is fp32" in stage("stage1", "precision=fp32")
+    assert "attention must be one of auto, sdpa" in stage("stage1", "attention=sage")
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
+    assert "attention back end 'flash3' is not available here" in stage("stage1", "attention=flash3")
     assert "--part is for ode-pairs" in stage("stage1", "--part", "0/2")
     assert "--part 8/8: give two whole numbers" in stage("ode-pairs", "--part", "8/8", fields=())
     assert "--tflops must be above 0" in stage("stage1", "--tflops", "0")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from diag_core.attention import NAMES
 from diag_core.geometry import latent_size
 from diag_core.settings import WAN_NEGATIVE_PROMPT
 
@@ -17,6 +18,7 @@ from .distillation import DistilRecipe, OdeInitRecipe, OdePairsRecipe, require
 LORA_TARGETS = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.k",
                 "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2")  # fmt: skip
 PRECISIONS = ("bf16", "fp32")
+ATTENTION = tuple(name for name in NAMES if name != "sage")  # which has no gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,9 @@ class WanOdePairsRecipe(OdePairsRecipe):
     """
 
     video: VideoSize = field(default_factory=VideoSize)
+    attention: str = "auto"
+    """its kernels, of `diag_core.attention`: auto is FlashAttention 3 where it is installed and fits the GPU, else
+    PyTorch's own choice"""
     shards: int = 1024
     """files, each whole or absent"""
     pairs_a_shard: int = 16
@@ -88,6 +93,7 @@ class WanOdePairsRecipe(OdePairsRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.attention in ATTENTION, "attention", f"must be one of {', '.join(ATTENTION)}", self.attention)
         _check_precision(self.weights_precision, self.precision)
 
 
@@ -96,6 +102,9 @@ class WanOdeInitRecipe(OdeInitRecipe):
     """The causal student learns to jump from any stored point to the end; 3000 iterations, as in CausVid."""
 
     video: VideoSize = field(default_factory=VideoSize)
+    attention: str = "auto"
+    """its kernels, of `diag_core.attention`: auto is FlashAttention 3 where it is installed and fits the GPU, else
+    PyTorch's own choice"""
     batch: int = 64
     """videos of an update, on all GPUs together"""
     micro_batch: int = 1
@@ -107,6 +116,7 @@ class WanOdeInitRecipe(OdeInitRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.attention in ATTENTION, "attention", f"must be one of {', '.join(ATTENTION)}", self.attention)
         require(self.micro_batch >= 0, "micro_batch", "must be 0 or more", self.micro_batch)
         _check_chunks(self.video, self.chunk_frames)
 
@@ -116,6 +126,9 @@ class WanDistilRecipe(DistilRecipe):
     """Distribution matching of the student's own rollouts, at Wan's size."""
 
     video: VideoSize = field(default_factory=VideoSize)
+    attention: str = "auto"
+    """its kernels, of `diag_core.attention`: auto is FlashAttention 3 where it is installed and fits the GPU, else
+    PyTorch's own choice"""
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     negative_prompt: str = WAN_NEGATIVE_PROMPT
     """what the real score's guidance leads away from; it must be among the embeddings"""
@@ -131,6 +144,7 @@ class WanDistilRecipe(DistilRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.attention in ATTENTION, "attention", f"must be one of {', '.join(ATTENTION)}", self.attention)
         require(self.micro_batch >= 0, "micro_batch", "must be 0 or more", self.micro_batch)
         _check_chunks(self.video, self.chunk_frames)
         _check_precision(self.weights_precision, self.precision)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from diag_core.attention import attention_backend
 from diag_core.checkpoint import CheckpointHeader, read_header
 from diag_core.state_dict import CheckpointError
 from diag_core.vae import vae_from_state_dict
@@ -103,6 +104,10 @@ def examine(setup: Setup) -> Inputs:
         _open_vae(inputs, setup.vae, distils)
     if not isinstance(setup.recipe, WanOdePairsRecipe):
         _check_batch(inputs, setup.recipe, setup.gpus)
+    try:
+        attention_backend(setup.recipe.attention)
+    except ValueError as error:
+        inputs.wrong.append(str(error))
     if _compiles_what_is_split(setup):
         inputs.wrong.append("compiled=true is for models that are not split among GPUs: set compiled=false")
     if isinstance(setup.recipe, LoopRecipe) and setup.recipe.wandb:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diag_core import WanDiT
+from diag_core.attention import attention_backend
 from diag_core.checkpoint import LoadedCheckpoint, load_dit, open_dit
 from diag_core.state_dict import strip_wrappers
 
@@ -29,6 +30,7 @@ def load_model(
     device: torch.device,
     precision: torch.dtype,
     checkpointing: bool = False,
+    attention: str = "auto",
     merge: Path | None = None,
     lora: LoraRecipe | None = None,
     seed: int = 0,
@@ -38,22 +40,24 @@ def load_model(
     Args:
         dtype: of its weights; a LoRA that is put into it is float32.
         precision, checkpointing: see `parallelize`; one process alone leaves them to what trains the model.
+        attention: name of its back end.
         merge: a LoRA file that is merged into the weights.
         lora: a LoRA to train, which is put into it.
         seed: of that LoRA's beginning.
 
     Raises:
-        CheckpointError: (a ValueError) the file cannot be used, on any process.
+        ValueError: the file cannot be used, on any process; or the back end is not installed.
     """
     if world_size() == 1:
         loaded = load_dit(path, dtype=dtype, device=device, lora=merge)
+        loaded.model.attend = attention_backend(attention)
         if lora is not None:
             fill_lora(add_lora(loaded.model, lora), seed)
         return loaded
     with agreement():
         opened = open_dit(path, dtype=dtype, lora=merge)
     with torch.device("meta"):
-        model = WanDiT(opened.config).to(dtype).requires_grad_(False).eval()
+        model = WanDiT(opened.config, attention=attention).to(dtype).requires_grad_(False).eval()
     if lora is not None:
         add_lora(model, lora).to("meta")
     parallelize(model, precision=precision, checkpointing=checkpointing, device=device)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from diag_core import WanDiT
+from diag_core.attention import attention_backend
 from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, load_dit, save_dit
 from diag_core.state_dict import strip_wrappers
 
@@ -101,10 +102,13 @@ def _make_pairs(
     assert setup.teacher is not None and inputs.embeddings is not None
     dtype, precision = _frozen_dtype(recipe.weights_precision), PRECISIONS[recipe.precision]
     if recipe.sharded:
-        teacher = load_model(setup.teacher, dtype=dtype, device=device, precision=precision).model
+        teacher = load_model(
+            setup.teacher, dtype=dtype, device=device, precision=precision, attention=recipe.attention
+        ).model
     else:
         with agreement():
             teacher = load_dit(setup.teacher, dtype=dtype, device=device).model
+        teacher.attend = attention_backend(recipe.attention)
     make_pairs(
         recipe, teacher, setup.pairs_folder, draw_prompts=inputs.embeddings.draw, encode=inputs.embeddings.encode,
         shape=recipe.video.shape(teacher.config.in_dim), part=part,
@@ -116,7 +120,7 @@ def _init(recipe: WanOdeInitRecipe, setup: Setup, inputs: Inputs, device: torch.
     assert embeddings is not None and inputs.pairs is not None and setup.generator is not None
     student = load_model(
         setup.generator, dtype=torch.float32, device=device, precision=PRECISIONS[recipe.precision],
-        checkpointing=recipe.checkpointing, merge=setup.generator_lora,
+        checkpointing=recipe.checkpointing, attention=recipe.attention, merge=setup.generator_lora,
     ).model  # fmt: skip
     # The task reads rows of the points, the levels and the prompts: those of a folder do as well as those in memory.
     task = OdeInit(recipe, student, inputs.pairs, embeddings.encode)  # type: ignore[arg-type]
@@ -131,13 +135,15 @@ def _distil(recipe: WanDistilRecipe, setup: Setup, inputs: Inputs, device: torch
 
     def frozen(path: Path, merge: Path | None = None) -> LoadedCheckpoint:
         dtype = _frozen_dtype(recipe.weights_precision)
-        return load_model(path, dtype=dtype, device=device, precision=precision, merge=merge)
+        return load_model(
+            path, dtype=dtype, device=device, precision=precision, attention=recipe.attention, merge=merge
+        )
 
     def trained(path: Path, lora: LoraRecipe | None, seed: int, merge: Path | None = None) -> WanDiT:
         dtype = torch.float32 if lora is None else _frozen_dtype(recipe.weights_precision)
         return load_model(
-            path, dtype=dtype, device=device, precision=precision, checkpointing=recipe.checkpointing, merge=merge,
-            lora=lora, seed=seed,
+            path, dtype=dtype, device=device, precision=precision, checkpointing=recipe.checkpointing,
+            attention=recipe.attention, merge=merge, lora=lora, seed=seed,
         ).model  # fmt: skip
 
     real_score = frozen(teacher)
