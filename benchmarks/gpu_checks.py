@@ -35,6 +35,7 @@ from diag_core import (
 )
 from diag_core.bench.meter import choose_device, describe_machine
 from diag_core.fast import FastDecoder, FastDiT, torch_ops
+from diag_core.fast.decoder import NormSilu
 from diag_core.fast.fp8 import Fp8Linear, fp8_missing
 from diag_core.pipeline import VideoPipeline
 from diag_core.vae import TinyVAE, TinyVAEConfig, WanVAE
@@ -267,6 +268,20 @@ def streams_equal_the_plain_decoders(device: torch.device) -> float:
             which = number % 2
             worst = max(worst, off(ours[which].push(latents), right[which].push(latents)))
     return worst
+
+
+@check(0.1, gpu=True)
+def norms_that_miss_the_kernel(device: torch.device) -> float:
+    """Share of the Wan decoder's norms whose input is not channels-last: they run as PyTorch's operations."""
+    fast = FastDecoder(decoders(device)[1], graphs=False)
+    missed: list[bool] = []
+    for module in fast.vae.decoder.modules():
+        if isinstance(module, NormSilu):
+            module.register_forward_pre_hook(lambda _, x: missed.append(not x[0].movedim(1, -1).is_contiguous()))
+    stream = fast.streaming_decoder()
+    for _ in range(2):
+        stream.push(torch.randn(1, 16, 3, 8, 8, device=device))
+    return sum(missed) / len(missed)
 
 
 @check(1, gpu=False)

@@ -54,9 +54,7 @@ class FastDecoder:
         device = next(vae.decoder.parameters()).device
         for layers in [module for module in vae.decoder.modules() if isinstance(module, nn.ModuleList)]:
             _fuse(layers, operations(kernels, device))
-        if device.type == "cuda":
-            for format_ in (torch.channels_last, torch.channels_last_3d):
-                vae.decoder.to(memory_format=format_)
+        _lay_channels_last(vae.decoder)
         decode: Decode = vae.streaming_decoder().run
 
         def on_its_device(latents: Tensor, state: StreamState) -> Tensor:
@@ -76,6 +74,14 @@ def _fuse(layers: nn.ModuleList, ops: ModuleType) -> None:
         norm = layers[number]
         if isinstance(norm, RMSNorm) and isinstance(layers[number + 1], nn.SiLU):
             layers[number], layers[number + 1] = NormSilu(norm, ops), nn.Identity()
+
+
+def _lay_channels_last(decoder: nn.Module) -> None:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}  # of pictures and of videos
+    for module in decoder.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            weight = module.weight
+            weight.data = weight.data.contiguous(memory_format=formats[weight.dim()])
 
 
 @dataclass

@@ -58,10 +58,13 @@ def test_it_decodes_what_the_vae_decodes(kind):
     plain = vae(kind)
     fast = FastDecoder(copy.deepcopy(plain))
     assert fast.vae.state_dict().keys() == plain.state_dict().keys()
+    for module in fast.vae.decoder.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
+            assert module.weight.movedim(1, -1).is_contiguous()
     for ours, right in zip(
         pushed(fast.streaming_decoder(), latents(1)), pushed(plain.streaming_decoder(), latents(1)), strict=True
     ):
-        torch.testing.assert_close(ours, right, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours, right, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["wan", "tiny"])
@@ -75,11 +78,11 @@ def test_streams_may_take_turns_with_a_graph(kind, graphs_on_cpu):
         zip(latents(1).split(PIECES, 2), latents(2).split(PIECES, 2), strict=True)
     ):
         for which, piece in enumerate((first, second)):
-            torch.testing.assert_close(streams[which].push(piece), right[which][number], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(streams[which].push(piece), right[which][number], atol=1e-4, rtol=1e-4)
     assert RerunGraph.made == 2  # of 3 latent frames, and of 1
     streams[0].reset()
     for ours, expected in zip(pushed(streams[0], latents(2)), right[1], strict=True):
-        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
     assert RerunGraph.made == 2
 
 
@@ -90,7 +93,7 @@ def test_layers_that_begin_to_remember_late_are_not_captured_too_early(graphs_on
     fast.graphs = True
     ours, right = fast.streaming_decoder(), plain.streaming_decoder()
     for piece in latents(1).split(1, dim=2):
-        torch.testing.assert_close(ours.push(piece), right.push(piece), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.push(piece), right.push(piece), atol=1e-4, rtol=1e-4)
     assert RerunGraph.made == 1
 
 
@@ -105,7 +108,7 @@ def test_a_capture_that_fails_is_done_without(monkeypatch, caplog):
     for ours, right in zip(
         pushed(fast.streaming_decoder(), latents(1)), pushed(plain.streaming_decoder(), latents(1)), strict=True
     ):
-        torch.testing.assert_close(ours, right, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours, right, atol=1e-4, rtol=1e-4)
     assert "without CUDA graphs: operation not permitted" in caplog.text
 
 
