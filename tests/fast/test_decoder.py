@@ -17,11 +17,12 @@ PIECES = (3, 3, 3, 3, 1, 3)
 def vae(kind: str):
     torch.manual_seed(0)
     made = WanVAE(2) if kind == "wan" else TinyVAE(TinyVAEConfig(encoder_width=4, decoder_widths=(8, 8, 4, 4)))
-    return made.eval().requires_grad_(False)
+    # In float64: a norm over two channels that are nearly zero makes much of rounding.
+    return made.double().eval().requires_grad_(False)
 
 
 def latents(seed: int, batch: int = 1) -> torch.Tensor:
-    return torch.randn(batch, 16, sum(PIECES), 4, 6, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(batch, 16, sum(PIECES), 4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class RerunGraph:
@@ -58,13 +59,13 @@ def test_it_decodes_what_the_vae_decodes(kind):
     plain = vae(kind)
     fast = FastDecoder(copy.deepcopy(plain))
     assert fast.vae.state_dict().keys() == plain.state_dict().keys()
-    for module in fast.vae.decoder.modules():
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
-            assert module.weight.movedim(1, -1).is_contiguous()
+    for layer in fast.vae.decoder.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Conv3d)):
+            assert layer.weight.movedim(1, -1).is_contiguous()
     for ours, right in zip(
         pushed(fast.streaming_decoder(), latents(1)), pushed(plain.streaming_decoder(), latents(1)), strict=True
     ):
-        torch.testing.assert_close(ours, right, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours, right, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["wan", "tiny"])
@@ -78,11 +79,11 @@ def test_streams_may_take_turns_with_a_graph(kind, graphs_on_cpu):
         zip(latents(1).split(PIECES, 2), latents(2).split(PIECES, 2), strict=True)
     ):
         for which, piece in enumerate((first, second)):
-            torch.testing.assert_close(streams[which].push(piece), right[which][number], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(streams[which].push(piece), right[which][number], atol=1e-6, rtol=1e-6)
     assert RerunGraph.made == 2  # of 3 latent frames, and of 1
     streams[0].reset()
     for ours, expected in zip(pushed(streams[0], latents(2)), right[1], strict=True):
-        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-6)
     assert RerunGraph.made == 2
 
 
@@ -93,7 +94,7 @@ def test_layers_that_begin_to_remember_late_are_not_captured_too_early(graphs_on
     fast.graphs = True
     ours, right = fast.streaming_decoder(), plain.streaming_decoder()
     for piece in latents(1).split(1, dim=2):
-        torch.testing.assert_close(ours.push(piece), right.push(piece), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.push(piece), right.push(piece), atol=1e-6, rtol=1e-6)
     assert RerunGraph.made == 1
 
 
@@ -108,7 +109,7 @@ def test_a_capture_that_fails_is_done_without(monkeypatch, caplog):
     for ours, right in zip(
         pushed(fast.streaming_decoder(), latents(1)), pushed(plain.streaming_decoder(), latents(1)), strict=True
     ):
-        torch.testing.assert_close(ours, right, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours, right, atol=1e-6, rtol=1e-6)
     assert "without CUDA graphs: operation not permitted" in caplog.text
 
 
