@@ -45,7 +45,7 @@ class Part:
 
 PARTS = (
     Part("checks", "what only a GPU can show to be right", (), 4),
-    Part("taehv", "1.3B, tiny decoder", ()),
+    Part("taehv", "1.3B, tiny decoder", ("--text",), 2),
     Part("wan-vae", "1.3B, Wan's decoder", ("--decoder", "wan"), 2),
     Part("plain", "1.3B, plain path", ("--fast", "off"), 2),
     Part("plain-wan-vae", "1.3B, plain path, Wan's decoder", ("--fast", "off", "--decoder", "wan"), 3),
@@ -85,6 +85,7 @@ def command(part: Part, file: Path, *, small: bool) -> list[str]:
             if option in arguments:
                 at = arguments.index(option)
                 del arguments[at : at + 2]
+        arguments = [argument for argument in arguments if argument != "--text"]  # 11 GB
         arguments = [*_SMALL, *(() if "--fast" in arguments else ("--fast", "on")), *arguments]
     return [sys.executable, "-m", "diag_core", "bench", *arguments, "--json", str(file)]
 
@@ -160,6 +161,9 @@ def head(results: dict[str, dict[str, Any]], stem: str) -> str:
         "text encoding not included; medians, warm-up excluded. Settings, spreads and kernels are in each part's file.",
         "",
     ]
+    text = results.get("taehv", {}).get("text_encoding", {}).get("seconds")
+    if text is not None:
+        lines += [f"Encoding a prompt with umT5-XXL takes {1000 * text['median']:.1f} ms beside these.", ""]
     if "checks" in results:
         checks = results["checks"]["checks"]
         words = {True: "passed", False: "FAILED", None: "left out"}

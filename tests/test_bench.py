@@ -32,6 +32,7 @@ from diag_core.bench import (
     video_table,
     video_work,
 )
+from diag_core.bench import text as text_module
 from diag_core.bench.measure import EARLY, LATE, MIN_CHUNKS, LongResult
 from diag_core.bench.meter import Memory, Meter, choose_device
 from diag_core.bench.rig import to_rgb
@@ -256,6 +257,19 @@ def test_a_video_is_taken_apart(tmp_path: Any) -> None:
     assert 0 < sum(apart.seconds.values()) <= apart.wall
     assert ("aten::mm", 1) in [(name, calls) for name, _, calls in apart.longest]
     assert "aten::mm" in trace.read_text()
+
+
+def test_text_encoding_is_timed_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    pytest.importorskip("transformers")
+    small = {**text_module.XXL, "vocab_size": 16, "d_model": 32, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 4}
+    monkeypatch.setattr(text_module, "XXL", small)
+    file = tmp_path / "figures.json"
+    assert run(options(*f"--preset small --size 32x32 --frames 9 --runs 1 --text --json {file}".split())) == 0
+    report = json.loads(file.read_text())
+    assert report["text_encoding"]["included"] is False and report["text_encoding"]["seconds"]["median"] > 0
+    assert "not included; by itself" in video_table(report)
+    with pytest.raises(ValueError, match="leave out --text"):
+        run(options("--preset", "small", "--chunks", "200", "--text"))
 
 
 def test_without_a_decoder_there_are_no_frames() -> None:

@@ -24,7 +24,7 @@ def settings() -> dict:
 
 def test_the_parts_measure_what_they_say():
     found = settings()
-    assert {part.name for part in gpu.PARTS} == {"checks", "taehv", *found}
+    assert {part.name for part in gpu.PARTS} == {"checks", *found}
     assert found["wan-vae"].decoder == "wan" and found["plain"].fast == "off" and found["fp8"].fp8
     assert not found["no-graphs"].graphs and found["no-kernels"].kernels == "torch"
     assert found["self-forcing"] == PRESETS["self-forcing"] and found["minute"] == PRESETS["minute"]

@@ -23,13 +23,19 @@ _MEGA = 1e6
 
 
 def video_report(
-    rig: Rig, result: VideoResult, *, peak: Peak | None = None, breakdown: Breakdown | None = None
+    rig: Rig,
+    result: VideoResult,
+    *,
+    peak: Peak | None = None,
+    breakdown: Breakdown | None = None,
+    text: Spread | None = None,
 ) -> dict[str, Any]:
     """Everything measured, as plain values for JSON.
 
     Args:
         peak: of matrix products on the same device; adds the share of it that the DiT reaches.
         breakdown: of one more video, with the decoder.
+        text: of encoding the prompt.
     """
     setting = rig.setting
     frames = setting.pixel_frames * setting.batch
@@ -46,6 +52,7 @@ def video_report(
         },
         "memory": {"kind": result.memory_kind, "peak_bytes": result.memory.peak},
         "work": _work(setting.work, result.dit.median, peak),
+        **({} if text is None else {"text_encoding": {"included": False, "seconds": spread_values(text)}}),
         **({} if breakdown is None else {"breakdown": _breakdown(breakdown)}),
     }
 
@@ -292,8 +299,14 @@ def _head(report: dict[str, Any]) -> list[str]:
         _line("attention", f"{setting['attention']} ({', '.join(setting['attention_kernels']) or 'kernel unknown'})"),
         _line("path", _path(report["path"])),
         _line("decoder", setting["decoder"]),
-        _line("text encoding", "not included"),
+        _line("text encoding", _text_encoding(report["text_encoding"]["seconds"])),
     ]
+
+
+def _text_encoding(seconds: dict[str, Any] | None) -> str:
+    if seconds is None:
+        return "not included"
+    return f"not included; by itself {seconds['median']:.4f} s ({seconds['min']:.4f} to {seconds['max']:.4f})"
 
 
 def _path(path: dict[str, Any]) -> str:

@@ -25,9 +25,10 @@ from ..bench import (
     video_report,
     video_table,
 )
-from ..bench.measure import in_turn
-from ..bench.meter import limit_memory
+from ..bench.measure import Spread, in_turn
+from ..bench.meter import choose_device, limit_memory
 from ..bench.setting import COMMITS, DECODERS, DTYPES
+from ..bench.text import measure_text
 from ..diagonal_schedule import DiagonalSchedule
 from ..fast import KERNELS, MODES
 from ..geometry import latent_frames
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-graphs", dest="graphs", action="store_const", const=False, help="the fast path without CUDA graphs")
     add("--fp8", action="store_const", const=True, help="linear layers in FP8; takes --fast on")
     add("--memory", type=values.number, metavar="GB", help="memory of the GPU that may be used (10^9 bytes)")
+    add("--text", action="store_true", help="also time umT5-XXL by itself: 11 GB for a moment, before the rest")
     add("--profile", type=Path, metavar="FILE", help="save a trace of one more video, for Perfetto (ui.perfetto.dev)")
     add("--threads", type=values.positive, metavar="N", help="CPU threads")
     add("--runs", type=values.positive, metavar="N", help=f"measured videos (default: {RUNS})")
@@ -97,8 +99,8 @@ def setting_from(options: argparse.Namespace) -> BenchSetting:
     if options.schedule is not None:
         changes["schedule"] = DiagonalSchedule.parse(options.schedule)
     if options.chunks is not None:
-        for name in ("frames", "runs", "warmup", "profile"):
-            if getattr(options, name) is not None:
+        for name in ("frames", "runs", "warmup", "profile", "text"):
+            if getattr(options, name):
                 raise ValueError(f"--chunks measures one long video: leave out --{name}")
         changes["latent_frames"] = options.chunks * preset.chunk_frames
     elif options.frames is not None:
@@ -121,6 +123,7 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--{name} {path}: the folder does not exist; make it first")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    text = _text_encoding(setting, options) if options.text else None
     rig = Rig(setting)
     if options.memory is not None:
         limit_memory(rig.device, int(1e9 * options.memory))
@@ -132,12 +135,21 @@ def run(options: argparse.Namespace) -> int:
         measured = measure_video(rig, runs=options.runs or RUNS, warm_up=options.warmup or 1, progress=_progress)
         _progress("one more video, under the profiler")
         apart = take_apart(lambda: in_turn(rig), rig.device, options.profile)
-        report = video_report(rig, measured, peak=peak, breakdown=apart)
+        report = video_report(rig, measured, peak=peak, breakdown=apart, text=text)
         print(video_table(report))
     if options.json is not None:
         save_report(report, options.json)
         print(f"\nsaved {options.json}")
     return 0
+
+
+def _text_encoding(setting: BenchSetting, options: argparse.Namespace) -> Spread:
+    """Before all else, so that the encoder's memory is given back before the rest is measured."""
+    device = choose_device(setting.device)
+    found = measure_text(device, DTYPES[setting.dtype], tokens=setting.model.text_len, runs=options.runs or RUNS)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found
 
 
 def _progress(text: str) -> None:
