@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..vae.streaming import Stream, StreamState
 from ..vae.wan_layers import RMSNorm
-from .graphs import CAPTURING
+from .graphs import Capturing
 from .kernel_choice import operations
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,7 @@ class PieceGraphs:
         self.decode_eagerly = decode
         self.failure: str | None = None
         """why nothing is captured any more"""
+        self._capturing = Capturing()
         self._captured: dict[tuple[object, ...], _Captured | None] = {}
 
     def run(self, latents: Tensor, state: StreamState) -> Tensor:
@@ -140,10 +141,7 @@ class PieceGraphs:
     def _capture(self, latents: Tensor, kept: dict[nn.Module, Tensor]) -> _Captured:
         still = latents.clone()
         buffers = {layer: tensor.clone() for layer, tensor in kept.items()}
-        graph = torch.cuda.CUDAGraph()
-        # "thread_local": the sampler's thread may allocate meanwhile.
-        with CAPTURING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            out = decode_in_place(self.decode_eagerly, still, buffers)
+        graph, out = self._capturing.capture(lambda: decode_in_place(self.decode_eagerly, still, buffers))
         return _Captured(graph, still, buffers, out)
 
 

@@ -23,16 +23,38 @@ from .forward import ChunkInputs, Memory
 log = logging.getLogger(__name__)
 
 Run = Callable[[ChunkInputs, Memory, int], Tensor]
-# One capture at a time in the whole process: each begins by waiting for the device, which a capture must not see.
-CAPTURING = threading.Lock()
+# In the whole process: each begins by waiting for the device, which a capture must not see.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class Capturing:
+    """Captures what one thread runs, into graphs that share their memory as they never run at once.
+
+    Its stream is its own: libraries keep a workspace for each stream, and graphs of two threads, which do run at once,
+    must not write to the same.
+    """
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self.stream: torch.cuda.Stream | None = None
+
+    def capture(self, run: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """The graph of `run`, which is not executed, and where a replay leaves its result."""
+        with _ONE_AT_A_TIME:
+            graph = torch.cuda.CUDAGraph()
+            if self.stream is None:
+                self.handle, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+            # "thread_local": other threads may allocate meanwhile.
+            with torch.cuda.graph(graph, pool=self.handle, stream=self.stream, capture_error_mode="thread_local"):
+                out = run()
+        return graph, out
 
 
 class SharedPool:
-    """Memory of intermediate results, shared by all graphs of a model: they never run at once."""
+    """What all graphs of a model have in common."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.handle: Any = None
+        self.lock, self.capturing = threading.Lock(), Capturing()
         self.failure: str | None = None
         """why nothing is captured any more"""
 
@@ -91,12 +113,6 @@ class StorageGraphs:
             return captured.out.clone()
 
     def _capture(self, inputs: ChunkInputs, memory: Memory, attended: int) -> _Captured:
-        with CAPTURING:
-            still = ChunkInputs(*(getattr(inputs, field.name).clone() for field in fields(inputs)))
-            graph = torch.cuda.CUDAGraph()
-            if self.shared.handle is None:
-                self.shared.handle = torch.cuda.graph_pool_handle()
-            # "thread_local": other threads, which decode meanwhile, may allocate.
-            with torch.cuda.graph(graph, pool=self.shared.handle, capture_error_mode="thread_local"):
-                out = self.run_eagerly(still, memory, attended)
+        still = ChunkInputs(*(getattr(inputs, field.name).clone() for field in fields(inputs)))
+        graph, out = self.shared.capturing.capture(lambda: self.run_eagerly(still, memory, attended))
         return _Captured(graph, still, out)

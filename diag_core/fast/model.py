@@ -131,7 +131,7 @@ class FastDiT:
     @property
     def captured(self) -> bool:
         """Whether CUDA graphs are in use; False before the first one, and where a capture has failed."""
-        return self._shared.handle is not None and self._shared.failure is None
+        return self._shared.capturing.handle is not None and self._shared.failure is None
 
     def release(self) -> None:
         """Frees what waits for the next video: storage, and all graphs with their memory."""
@@ -196,6 +196,7 @@ class FastDiT:
         if self._weights_at and self._weights_at == weights_at(self.model):
             return
         self._lender.forget_graphs()
+        self._shared = SharedPool()  # its memory went with the last of them
         blocks = self.model.blocks
         self._blocks = [Fp8Block(b, self.ops) for b in blocks] if self.fp8 else [FusedBlock(b) for b in blocks]
         self._weights_at = weights_at(self.model)
