@@ -6,6 +6,7 @@ Where projects differ or are silent, the field says what was chosen and why. Ste
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from diag_core.attention import NAMES
@@ -190,7 +191,7 @@ def stage2_longlive() -> WanDistilRecipe:
     return WanDistilRecipe(schedule="4322222", regression_schedule="1000,750,500,250")
 
 
-RECIPES = {
+RECIPES: dict[str, Callable[[], WanRecipe]] = {
     "ode-pairs": ode_pairs,
     "ode-init": ode_init,
     "stage1": stage1,

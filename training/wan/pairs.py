@@ -63,8 +63,10 @@ class PairsOnDisk:
         paths = sorted(folder.glob("pairs_*.safetensors"))
         if not paths:
             raise PairError(f"{folder}: there are no pairs_*.safetensors. Make them with the stage ode-pairs first")
-        shapes, counts, self.prompts = [], [], []
+        shapes: list[tuple[int, ...]] = []
+        counts: list[int] = []
         levels: list[Tensor] = []
+        self.prompts: list[str] = []
         for path in paths:
             try:
                 file = SafetensorsFile(path)
