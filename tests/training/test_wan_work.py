@@ -96,8 +96,8 @@ def test_flops_of_rollouts_are_those_that_pytorch_counts(schedule: str, changes:
 def test_flops_of_updates_are_those_that_pytorch_counts() -> None:
     """Lists of one step, so that it does not matter where chunks exit."""
     recipe = WanDistilRecipe(
-        schedule="1", regression_schedule="2", video=VIDEO, batch=1, precision="fp32", checkpointing=False,
-        generator_every=2,
+        schedule="1", regression_schedule="2", video=VIDEO, batch=1, precision="fp32", weights_precision="fp32",
+        checkpointing=False, generator_every=2,
     )  # fmt: skip
     roles = Roles(*(WanDiT(SMALL) for _ in range(4)))
     encode = lambda prompts: torch.randn(len(prompts), 8, 32)  # noqa: E731
