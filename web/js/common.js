@@ -28,6 +28,9 @@ export function asOneChange(edit) {
   try {
     edit();
   } finally {
+    // A click brings a node to the front, which changes the order of nodes, and front ends number them by it at the next
+    // load only. Undo would find other numbers than it restored, take that for a change and forget what to redo.
+    canvas?.graph?.updateExecutionOrder?.();
     canvas?.emitAfterChange?.();
     if (!canvas?.emitAfterChange) app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState?.();
   }

@@ -11,14 +11,18 @@ const [FROM_MODEL, CUSTOM] = ["from model", "custom"];
 const LINE = 16;
 let presets = {};
 
-/** A disabled widget shows no value in this front end; what a preset brings is to be read, though. */
+/**
+ * A disabled widget shows no value in this front end; what a preset brings is to be read, though, and where the
+ * checkpoint decides, that the number is for one that says nothing.
+ */
 function showValue(node, widget) {
   if (!("_displayValue" in widget)) return; // a front end that draws widgets in another way
   Object.defineProperty(widget, "_displayValue", {
     configurable: true,
     get() {
       if (isLinked(node, this.name)) return "";
-      return typeof this.value === "number" ? this.value.toFixed(this.options?.precision ?? 3) : String(this.value);
+      const value = typeof this.value === "number" ? this.value.toFixed(this.options?.precision ?? 3) : String(this.value);
+      return widgetOf(node, "preset")?.value === FROM_MODEL ? t("modelOrElse", { value }) : value;
     },
   });
 }
