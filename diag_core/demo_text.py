@@ -4,12 +4,17 @@ Each word is a fixed pseudo-random vector with entries of unit variance, drawn f
 nearly orthogonal and any word has a vector. A smaller fixed vector for the position is added, so that word order can
 be read. There is no notion of meaning: a model learns what the words of its own prompt grammar stand for.
 
+With `clauses`, every word also carries what its clause says (clauses end at ";"), as the vectors of a trained encoder
+do: the sum of the clause's words, read backwards so that it is not mistaken for them. Without, a prompt of two digits
+is little more than a bag of words: which colour belongs to which digit takes two steps of attention to find out.
+
 Shapes: B prompts, L text length, D text width.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 
 import numpy as np
@@ -18,6 +23,21 @@ import torch
 # A word, or a punctuation mark on its own.
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _POSITION_SCALE = 0.3
+_CLAUSE_SCALE = 0.4
+_END_OF_CLAUSE = ";"
+
+DEMO_ENCODERS = ("demo", "demo-clauses")
+"""as checkpoints' settings name them: words by themselves, and with what their clauses say"""
+
+
+def demo_encoder(name: str, text_len: int = 32, text_dim: int = 4096) -> DemoTextEncoder:
+    """The encoder that a checkpoint was trained with, by its name in the settings.
+
+    Raises:
+        ValueError: `name` is none of `DEMO_ENCODERS`."""
+    if name not in DEMO_ENCODERS:
+        raise ValueError(f"{name!r} is no encoder without weights; those are {', '.join(DEMO_ENCODERS)}")
+    return DemoTextEncoder(text_len, text_dim, clauses=name == "demo-clauses")
 
 
 class DemoTextEncoder:
@@ -25,11 +45,12 @@ class DemoTextEncoder:
 
     The empty prompt, used as the unconditional one, is a single fixed token of its own."""
 
-    def __init__(self, text_len: int = 32, text_dim: int = 4096) -> None:
+    def __init__(self, text_len: int = 32, text_dim: int = 4096, *, clauses: bool = False) -> None:
         if text_len < 1 or text_dim < 1:
             raise ValueError(f"text_len and text_dim must be positive, got {text_len} and {text_dim}")
         self.text_len = text_len
         self.text_dim = text_dim
+        self.clauses = clauses
         self._words: dict[str, torch.Tensor] = {}
         positions = [_seeded_vector(f"position {i}", text_dim) for i in range(text_len)]
         self._position_LD = _POSITION_SCALE * torch.stack(positions)
@@ -47,12 +68,22 @@ class DemoTextEncoder:
                 )
             vectors = [self._word(f"word {word}") for word in words] or [self._word("empty prompt")]
             context_BLD[b, : len(vectors)] = torch.stack(vectors) + self._position_LD[: len(vectors)]
+            if self.clauses and words:
+                context_BLD[b, : len(vectors)] += _CLAUSE_SCALE * _clause_sums(words, torch.stack(vectors))
         return context_BLD
 
     def _word(self, key: str) -> torch.Tensor:
         if key not in self._words:
             self._words[key] = _seeded_vector(key, self.text_dim)
         return self._words[key]
+
+
+def _clause_sums(words: list[str], vectors_LD: torch.Tensor) -> torch.Tensor:
+    """For every word the sum of its clause's vectors, read backwards: [L,D]."""
+    ends = [i + 1 for i, word in enumerate(words) if word == _END_OF_CLAUSE]
+    starts = [0, *ends, len(words)]
+    lengths = [end - start for start, end in itertools.pairwise(starts)]
+    return torch.cat([part.sum(0, keepdim=True).flip(-1).expand_as(part) for part in vectors_LD.split(lengths)])
 
 
 def _seeded_vector(key: str, size: int) -> torch.Tensor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..diag_core.demo_text import DemoTextEncoder
+from .demo_files import text_encoder
 
 
 class DemoClip:
     """What ComfyUI's text nodes ask of a CLIP. It has no weights: asked for any, it says which nodes to use instead."""
 
     def __init__(self) -> None:
-        self.encoder = DemoTextEncoder()
+        self.encoder = text_encoder()
 
     def clone(self) -> DemoClip:
         return self

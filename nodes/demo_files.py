@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+
+from ..diag_core.checkpoint import read_settings
+from ..diag_core.demo_text import DemoTextEncoder, demo_encoder
 
 DEMO_NAME = "demo (embedded)"
 _FOLDER = Path(__file__).resolve().parents[1] / "demo"
@@ -14,3 +18,11 @@ def dit_path() -> Path:
 
 def vae_path() -> Path:
     return _FOLDER / "vae.safetensors"
+
+
+@cache
+def text_encoder() -> DemoTextEncoder:
+    """The encoder that the embedded checkpoint was trained with."""
+    settings = read_settings(dit_path())
+    assert settings is not None
+    return demo_encoder(settings.text_encoder)

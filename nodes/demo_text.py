@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..diag_core.demo_text import DemoTextEncoder
 from .demo_clip import DemoClip
+from .demo_files import text_encoder
 
 _EXAMPLE = "a red 3 moves right slowly and bounces, on a navy ground"
 
@@ -46,7 +46,7 @@ class DiagDistillDemoPrompt(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, text: str | None = None) -> bool | str:
         try:
-            DemoTextEncoder().encode([text or ""])
+            text_encoder().encode([text or ""])
         except ValueError as error:
             return f"text: {error}"
         return True

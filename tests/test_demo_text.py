@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diag_core.demo_text import DemoTextEncoder
+from diag_core.demo_text import DemoTextEncoder, demo_encoder
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +67,27 @@ def test_sizes_are_checked() -> None:
 def test_any_text_encodes_alone_as_in_a_batch(text: str) -> None:
     encoder = DemoTextEncoder(text_len=64, text_dim=8)
     assert torch.equal(encoder.encode([text])[0], encoder.encode(["a", text])[1])
+
+
+def test_with_clauses_a_word_carries_what_its_clause_says() -> None:
+    words, clauses = demo_encoder("demo"), demo_encoder("demo-clauses")
+    prompts = ["a red 3 moves up; a blue 7", "a red 7 moves up; a blue 3"]
+    said = clauses.encode(prompts) - words.encode(prompts)
+    # The first clause has six words with its semicolon, the second three; nothing follows them.
+    for first, end in ((0, 6), (6, 9)):
+        clause = said[:, first : first + 1].expand(-1, end - first, -1)
+        torch.testing.assert_close(said[:, first:end], clause, atol=1e-5, rtol=0)
+    assert not said[:, 9:].any()
+    # What differs is the digit, read backwards.
+    three, seven = (words.encode([digit])[0, 0] - words._position_LD[0] for digit in "37")
+    torch.testing.assert_close(said[0, 0] - said[1, 0], 0.4 * (three - seven).flip(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(said[0, 6] - said[1, 6], 0.4 * (seven - three).flip(-1), atol=1e-5, rtol=0)
+
+
+def test_the_empty_prompt_is_the_same_with_clauses() -> None:
+    assert torch.equal(demo_encoder("demo").encode([""]), demo_encoder("demo-clauses").encode([""]))
+
+
+def test_an_encoder_of_another_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="demo, demo-clauses"):
+        demo_encoder("umt5")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..attention import attention_backend
 from ..checkpoint import LoadedCheckpoint, load_dit
 from ..state_dict import CheckpointError
-from ..text import CachedEncoder, DemoTextEncoder, EmbeddingCache, TextEncoder, UMT5Encoder, encoder_identity
+from ..text import CachedEncoder, EmbeddingCache, TextEncoder, UMT5Encoder, encoder_identity
 from ..vae import TinyVAE, WanVAE, vae_from_state_dict
 from ..weights import open_weights
 
@@ -56,7 +56,3 @@ def umt5_encoder(path: Path, cache: Path | None, *, device: torch.device) -> Tex
 def encode(encoder: TextEncoder, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Embeddings [1,L,D] of each prompt, encoded once; one prompt, one tensor."""
     return {prompt: encoder.encode([prompt]) for prompt in dict.fromkeys(prompts)}
-
-
-def demo_encoder(loaded: LoadedCheckpoint) -> DemoTextEncoder:
-    return DemoTextEncoder(loaded.config.text_len, loaded.config.text_dim)

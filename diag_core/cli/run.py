@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..demo_text import demo_encoder
 from ..fast import accelerated, accelerated_decoder
 from ..live import Switch
 from ..safetensors_file import replacing
@@ -17,7 +18,7 @@ from ..timeline_text import format_timeline
 from ..video import Mp4Writer, read_image, read_video
 from .interactive import Console, live_prompts
 from .interrupt import deferred_interrupt
-from .models import demo_encoder, encode, load_model, load_vae, umt5_encoder
+from .models import encode, load_model, load_vae, umt5_encoder
 from .pipeline import Progress, make_video, start_latents
 from .plan import Plan
 from .progress import ProgressBar
@@ -70,7 +71,8 @@ def _run(plan: Plan) -> int:
     attention = "auto" if plan.attention == "auto" else loaded.model.attend
     model = accelerated(loaded.model, plan.fast, attention=attention, fp8=plan.fp8)
     if plan.text_encoder is None:
-        encoder = demo_encoder(loaded)
+        config = loaded.config
+        encoder = demo_encoder(plan.requests[0].settings.text_encoder, config.text_len, config.text_dim)
         embeddings = encode(encoder, prompts)
     vae = load_vae(plan.vae, dtype=plan.dtype, device=plan.device)
     decoder = accelerated_decoder(vae, plan.fast)

@@ -61,7 +61,7 @@ def test_the_checkpoint_says_how_to_sample_it(done: Path) -> None:
     loaded = load_dit(done / "dit.safetensors")
     assert loaded.settings == CheckpointSettings(
         schedule="4322222", shift=5.0, kv_noise=100.0, reuse_last_step=True, window_frames=12, sink_frames=3,
-        step="renoise", cfg=1.0, text_encoder="demo", title="moving digits", license="Apache-2.0",
+        step="renoise", cfg=1.0, text_encoder="demo-clauses", title="moving digits", license="Apache-2.0",
     )  # fmt: skip
     assert loaded.config.text_len == 32
     assert next(loaded.model.parameters()).dtype == torch.bfloat16

@@ -41,7 +41,7 @@ class ToyRecipe:
     """how they move; begins with the weights of `teacher`"""
     settings: CheckpointSettings = field(
         default_factory=lambda: CheckpointSettings(
-            schedule="50", shift=5.0, causal=False, step="euler", cfg=3.0, text_encoder="demo",
+            schedule="50", shift=5.0, causal=False, step="euler", cfg=3.0, text_encoder="demo-clauses",
             title="moving digits, teacher", license="Apache-2.0",
         )
     )  # fmt: skip

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diag_core import WanDiT
 from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, save_dit
-from diag_core.demo_text import DemoTextEncoder
+from diag_core.demo_text import DemoTextEncoder, demo_encoder
 from diag_core.geometry import latent_frames, latent_size
 
 from ..classifier import load_classifier
@@ -189,7 +189,8 @@ class Pipeline:
                 save_dit(result, average, model.config, settings, dtype=torch.bfloat16)
 
     def _settings(self, recipe: DistilRecipe, stage: str) -> CheckpointSettings:
-        return recipe.settings(title=f"{self.recipe.title}, {stage}", license=self.recipe.license, text_encoder="demo")
+        title = f"{self.recipe.title}, {stage}"
+        return recipe.settings(title=title, license=self.recipe.license, text_encoder=self._text_encoder)
 
     def _need(self, file: str, made_by: str) -> Path:
         path = self.folder / file
@@ -207,10 +208,14 @@ class Pipeline:
     def _encode(self, prompts: list[str]) -> Tensor:
         return self._encoder.encode(prompts)
 
+    @property
+    def _text_encoder(self) -> str:
+        return self.recipe.preparation.settings.text_encoder
+
     @cached_property
     def _encoder(self) -> DemoTextEncoder:
         model = self.recipe.preparation.teacher.model
-        return DemoTextEncoder(model.text_len, model.text_dim)
+        return demo_encoder(self._text_encoder, model.text_len, model.text_dim)
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
