@@ -76,7 +76,7 @@ class MovingDigitsRecipe:
 
 
 def cpu() -> MovingDigitsRecipe:
-    """64x64 pixels on two CPU cores: each stage at most 40 minutes, all within 3 hours."""
+    """64x64 pixels, sized for two CPU cores; not run from nothing since the teacher's noise levels changed."""
     return MovingDigitsRecipe()
 
 

@@ -80,7 +80,7 @@ class ToyRecipe:
 
 
 def toy() -> ToyRecipe:
-    """64x64 pixels on two CPU cores: each stage at most 40 minutes."""
+    """64x64 pixels, sized for two CPU cores; not run from nothing since the teacher's noise levels changed."""
     return ToyRecipe()
 
 
