@@ -25,7 +25,7 @@ import torch
 from diag_core import WanConfig, WanDiT
 from diag_core.bench import matrix_peak, save_report
 from diag_core.bench.meter import Meter, choose_device, describe_machine
-from training.distributed import from_all, is_main, local, session, world_size
+from training.distributed import from_all, is_main, leave, local, session, world_size
 from training.overrides import with_overrides
 from training.parallelize import parallelize
 from training.precision import PRECISIONS
@@ -232,4 +232,4 @@ def file_name(report: dict[str, Any], teacher: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from . import switch_study
+from .distributed import leave
 from .metrics import Collapse
 from .overrides import with_overrides
 from .recipes.moving_digits import RECIPES
@@ -224,4 +225,4 @@ def _told(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -198,4 +198,4 @@ def main(pairs: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    distributed.leave(main(sys.argv[1:]))

@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,7 +18,7 @@ import distributed_worker as worker
 import pytest
 import torch
 from torch import Tensor
-from two_processes import ended, free_port, run, start
+from two_processes import ROOT, ended, free_port, run, start
 
 from training import checkpoint
 from training.distributed import own_parts, session
@@ -210,3 +212,23 @@ def test_processes_that_do_not_come_are_not_waited_for_forever(monkeypatch: pyte
     waited = timedelta(seconds=1)
     with pytest.raises(ValueError, match="not all of the 2 processes"), session(torch.device("cpu"), timeout=waited):
         pass
+
+
+LEAVES = """
+import atexit, logging, os
+from training.distributed import leave
+atexit.register(os.abort)  # what taking the interpreter down may come to
+logging.basicConfig()
+print("written", end="")
+leave({status})
+"""
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_a_process_of_several_is_not_taken_down_piece_by_piece(status: int) -> None:
+    command = [sys.executable, "-c", LEAVES.format(status=status)]
+    several = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
+    ended = subprocess.run(command, env=several, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (status, "written")
+    del several["WORLD_SIZE"]
+    assert subprocess.run(command, env=several, capture_output=True).returncode == -signal.SIGABRT
