@@ -54,6 +54,7 @@ PARTS = (
     Part("sdpa", "1.3B, PyTorch's attention", ("--attention", "sdpa"), 2),
     Part("sage", "1.3B, SageAttention", ("--attention", "sage"), 2),
     Part("fp8", "1.3B, FP8 linear layers", ("--fast", "on", "--fp8"), 2),
+    Part("compiled", "1.3B, feed-forward layers by torch.compile", ("--fast", "on", "--compile"), 4),
     Part("self-forcing", "4 steps a chunk, clean commit, no window", ("--preset", "self-forcing"), 2),
     Part("self-forcing-plain", "the same, plain path", ("--preset", "self-forcing", "--fast", "off"), 3),
     Part("longlive", "4 steps a chunk, clean commit, window 12", ("--preset", "longlive"), 2),

@@ -176,7 +176,8 @@ def test_the_fast_path_is_measured_where_it_is_asked_for() -> None:
     path = report["path"]
     assert path.pop("error_of_a_forward") < 1e-5
     assert path == {
-        "asked": "on", "taken": "fast", "kernels": "PyTorch's", "cuda_graphs": False, "linear_layers": "float32"
+        "asked": "on", "taken": "fast", "kernels": "PyTorch's", "cuda_graphs": False, "linear_layers": "float32",
+        "compiled": False,
     }  # fmt: skip
     assert any("scaled_dot_product" in name for name in report["setting"]["attention_kernels"])
     assert "fast (PyTorch's kernels, no CUDA graphs)" in video_table(report)

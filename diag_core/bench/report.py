@@ -312,6 +312,7 @@ def _text_encoding(seconds: dict[str, Any] | None) -> str:
 def _path(path: dict[str, Any]) -> str:
     text = f"{path['taken']} ({path['kernels']} kernels, {'' if path['cuda_graphs'] else 'no '}CUDA graphs)"
     if "error_of_a_forward" in path:
+        text += ", feed-forward layers compiled" if path["compiled"] else ""
         text += f", {path['linear_layers']} linear layers, off the plain path by {path['error_of_a_forward']:.2g}"
     if "attention" in path:
         timed = ", ".join(f"{name} {1000 * seconds:.2f} ms" for name, seconds in path["attention_seconds"].items())

@@ -72,7 +72,9 @@ class Rig:
         plain = self._filled(model, dtype)
         options = {"kernels": setting.kernels, "graphs": setting.graphs}
         attention = "auto" if setting.attention == "auto" else plain.attend
-        self.model: Any = accelerated(plain, setting.fast, attention=attention, fp8=setting.fp8, **options)
+        self.model: Any = accelerated(
+            plain, setting.fast, attention=attention, fp8=setting.fp8, compiled=setting.compiled, **options
+        )
         """on the path that the setting asks for"""
         decoder = self._decoder(dtype)
         self.decoder = None if decoder is None else accelerated_decoder(decoder, setting.fast, **options)
@@ -108,6 +110,7 @@ class Rig:
             "kernels": kernels,
             "cuda_graphs": self.model.captured,
             "linear_layers": "FP8" if self.model.fp8 else self.setting.dtype,
+            "compiled": self.model.compiled,
             "error_of_a_forward": round(self.forward_error(), 6),
             **timed,
         }

@@ -59,6 +59,8 @@ class BenchSetting:
     """Whether it captures CUDA graphs, on a GPU."""
     fp8: bool = False
     """Its linear layers in FP8."""
+    compiled: bool = False
+    """Its feed-forward layers by torch.compile."""
 
     def __post_init__(self) -> None:
         latent_size(self.height, self.width)

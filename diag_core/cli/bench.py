@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kernels", choices=KERNELS, help="fused operations of the fast path")
     add("--no-graphs", dest="graphs", action="store_const", const=False, help="the fast path without CUDA graphs")
     add("--fp8", action="store_const", const=True, help="linear layers in FP8; takes --fast on")
+    add("--compile", dest="compiled", action="store_const", const=True, help="torch.compile in places; takes --fast on")
     add("--memory", type=values.number, metavar="GB", help="memory of the GPU that may be used (10^9 bytes)")
     add("--text", action="store_true", help="also time umT5-XXL by itself: 11 GB for a moment, before the rest")
     add("--profile", type=Path, metavar="FILE", help="save a trace of one more video, for Perfetto (ui.perfetto.dev)")
@@ -89,6 +90,7 @@ def setting_from(options: argparse.Namespace) -> BenchSetting:
             "kernels",
             "graphs",
             "fp8",
+            "compiled",
         )
         if getattr(options, name) is not None
     }

@@ -166,6 +166,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fp8", action="store_true", help="linear layers in FP8 (Hopper or newer), a slightly other video; --fast on"
     )
+    group.add_argument(
+        "--compile", action="store_true", help="torch.compile where it can gain: a minute at the first start; --fast on"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

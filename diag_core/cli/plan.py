@@ -51,6 +51,7 @@ class Plan:
     fast: str
     """one of `diag_core.fast.MODES`"""
     fp8: bool
+    compiled: bool
     device: torch.device
     dtype: torch.dtype
     image: Path | None
@@ -95,8 +96,11 @@ def make_plan(options: argparse.Namespace) -> Plan:
         raise ValueError(f"--save-state and --resume are for one video; these options make {len(requests)}")
     if sum(bool(given) for given in (resume, options.image, options.video)) > 1:
         raise ValueError("--image and --video begin a video, --resume goes on with one: leave all but one of them out")
-    if options.fp8 and options.fast != "on":
-        raise ValueError("--fp8 is part of the fast path: give --fast on with it")
+    for name in ("fp8", "compile"):
+        if getattr(options, name) and options.fast != "on":
+            raise ValueError(f"--{name} is part of the fast path: give --fast on with it")
+    if options.fp8 and options.compile:
+        raise ValueError("--fp8 and --compile are for the same layers: leave one of them out")
     _check_files(options)
     return Plan(
         requests=tuple(requests),
@@ -111,6 +115,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         attention=options.attention,
         fast=options.fast,
         fp8=options.fp8,
+        compiled=options.compile,
         device=device,
         dtype=getattr(torch, dtype or ("float32" if device.type == "cpu" else "bfloat16")),
         image=options.image,

@@ -69,7 +69,7 @@ def _run(plan: Plan) -> int:
         lora_strength=plan.lora_strength,
     )
     attention = "auto" if plan.attention == "auto" else loaded.model.attend
-    model = accelerated(loaded.model, plan.fast, attention=attention, fp8=plan.fp8)
+    model = accelerated(loaded.model, plan.fast, attention=attention, fp8=plan.fp8, compiled=plan.compiled)
     if plan.text_encoder is None:
         config = loaded.config
         encoder = demo_encoder(plan.requests[0].settings.text_encoder, config.text_len, config.text_dim)

@@ -23,12 +23,14 @@ def accelerated(model: Any, mode: str = "auto", **options: Any) -> Any:
         options: of `FastDiT`.
 
     Raises:
-        ValueError: "on", and the fast path cannot run this model; FP8 without "on"; another mode than these.
+        ValueError: "on", and the fast path cannot run this model; FP8 or torch.compile without "on"; another mode than
+            these.
     """
     if mode not in MODES:
         raise ValueError(f"the fast path is one of {', '.join(MODES)}, got {mode!r}")
-    if options.get("fp8") and mode != "on":
-        raise ValueError(f"FP8 is part of the fast path, which must be on for it, got {mode!r}")
+    for name, what in (("fp8", "FP8"), ("compiled", "torch.compile")):
+        if options.get(name) and mode != "on":
+            raise ValueError(f"{what} is part of the fast path, which must be on for it, got {mode!r}")
     if mode == "off":
         return model
     if mode == "auto":

@@ -17,6 +17,7 @@ from ..kv_cache import KVCache
 from ..layers import pad_text
 from ..rope import rotation
 from .attention_choice import AttentionChoice, fastest_attention
+from .compilation import CompiledBlock, compiler_missing
 from .forward import ChunkInputs, Memory, forward, prompt_keys
 from .fp8 import Fp8Block, fp8_missing
 from .graphs import SharedPool, StorageGraphs
@@ -79,9 +80,11 @@ class FastDiT:
         kernels: "triton", "torch", or "auto": Triton on a GPU that has it.
         graphs: capture CUDA graphs; never on a CPU.
         fp8: linear layers in FP8, which changes the results a little; weights must not be changed in place then.
+        compiled: feed-forward layers by torch.compile.
 
     Raises:
-        ValueError: `why_not` says why; Triton or FP8 asked for and not there; an attention back end that is not.
+        ValueError: `why_not` says why; Triton, FP8 or a compiler asked for and not there; an attention back end that is
+            not.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class FastDiT:
         kernels: str = "auto",
         graphs: bool = True,
         fp8: bool = False,
+        compiled: bool = False,
     ) -> None:
         reason = why_not(model, dtype)
         if reason is not None:
@@ -102,7 +106,12 @@ class FastDiT:
         lacking = fp8_missing(model) if fp8 else None
         if lacking is not None:
             raise ValueError(f"this model cannot run in FP8 here: {lacking}")
-        self.model, self.fp8 = model, fp8
+        lacking = compiler_missing(model) if compiled else None
+        if lacking is not None:
+            raise ValueError(f"this model cannot be compiled here: {lacking}")
+        if fp8 and compiled:
+            raise ValueError("the feed-forward layers are either in FP8 or compiled: choose one")
+        self.model, self.fp8, self.compiled = model, fp8, compiled
         self.config: WanConfig = model.config if config is None else config
         self.dtype: torch.dtype = dtype or model.patch_embedding.weight.dtype
         self.text_len = self.config.text_len if text_len is None else text_len
@@ -198,7 +207,8 @@ class FastDiT:
         self._lender.forget_graphs()
         self._shared = SharedPool()  # its memory went with the last of them
         blocks = self.model.blocks
-        self._blocks = [Fp8Block(b, self.ops) for b in blocks] if self.fp8 else [FusedBlock(b) for b in blocks]
+        fused = CompiledBlock if self.compiled else FusedBlock
+        self._blocks = [Fp8Block(b, self.ops) for b in blocks] if self.fp8 else [fused(b) for b in blocks]
         self._weights_at = weights_at(self.model)
 
     def _measure(self, latents: Tensor, queries: int, cache: KVCache) -> None:
