@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..diag_core.fast import lay_channels_last
 from ..diag_core.vae import TinyVAE, VideoVAE, vae_from_state_dict
 from ..diag_core.weights import open_weights
 from . import comfy_bridge
@@ -36,6 +37,7 @@ def load_tiny_vae(path: Path) -> TinyVAE:
         raise ValueError(f"{path.name}: {error}") from error
     if not isinstance(vae, TinyVAE):
         raise ValueError(f"{path.name} is the full Wan VAE, not a tiny one; load it with Load VAE")
+    lay_channels_last(vae.decoder)
     return vae.float().requires_grad_(False).eval()
 
 
@@ -130,4 +132,5 @@ class TinyVideoVAE:
         """ComfyUI's nodes ask a VAE that could not be read; this one could."""
 
     def get_sd(self) -> dict[str, Tensor]:
-        return self.first_stage_model.state_dict()
+        """What a file takes: contiguous, whatever the layout here."""
+        return {name: tensor.contiguous() for name, tensor in self.first_stage_model.state_dict().items()}

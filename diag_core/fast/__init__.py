@@ -5,8 +5,18 @@ would not (`why_not`), the plain path runs.
 """
 
 from .choice import MODES, accelerated, accelerated_decoder
-from .decoder import FastDecoder
+from .decoder import FastDecoder, lay_channels_last
 from .kernel_choice import KERNELS
 from .model import FastDiT, is_changed, why_not
 
-__all__ = ["KERNELS", "MODES", "FastDecoder", "FastDiT", "accelerated", "accelerated_decoder", "is_changed", "why_not"]
+__all__ = [
+    "KERNELS",
+    "MODES",
+    "FastDecoder",
+    "FastDiT",
+    "accelerated",
+    "accelerated_decoder",
+    "is_changed",
+    "lay_channels_last",
+    "why_not",
+]

@@ -54,7 +54,7 @@ class FastDecoder:
         device = next(vae.decoder.parameters()).device
         for layers in [module for module in vae.decoder.modules() if isinstance(module, nn.ModuleList)]:
             _fuse(layers, operations(kernels, device))
-        _lay_channels_last(vae.decoder)
+        lay_channels_last(vae.decoder)
         decode: Decode = vae.streaming_decoder().run
 
         def on_its_device(latents: Tensor, state: StreamState) -> Tensor:
@@ -76,7 +76,8 @@ def _fuse(layers: nn.ModuleList, ops: ModuleType) -> None:
             layers[number], layers[number + 1] = NormSilu(norm, ops), nn.Identity()
 
 
-def _lay_channels_last(decoder: nn.Module) -> None:
+def lay_channels_last(decoder: nn.Module) -> None:
+    """Convolutions' weights where a GPU's half-precision kernels want them, in place."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}  # of pictures and of videos
     for module in decoder.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):

@@ -6,8 +6,10 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from graphs import DEMO
 from PIL import Image
+from safetensors.torch import load_file
 
 FRAMES = 7  # latent frames: two chunks and a part of one
 
@@ -77,3 +79,16 @@ def test_samples_of_a_batch_follow_each_other(client, graph):
     both, second = run(2, 1), run(1, 2)
     assert len(both) == 2 * len(second) == 18
     assert np.abs(both[9:] - second).max() <= 1
+
+
+def test_a_tiny_vae_is_saved_as_it_was_read(client, graph, server):
+    g = graph()
+    g.add("VAESave", vae=g.add("DiagDistillTinyVAELoader", vae_name="taew2_1.pth"), filename_prefix="vae/tiny")
+    client.succeed(g)
+    (file,) = (server.base / "output" / "vae").glob("tiny_*.safetensors")
+    saved = load_file(file)
+    read = torch.load(server.base / "models" / "vae_approx" / "taew2_1.pth", weights_only=True)
+    assert {name: tensor.shape for name, tensor in saved.items() if name.startswith("decoder")} == {
+        name: tensor.shape for name, tensor in read.items() if name.startswith("decoder")
+    }
+    assert all(torch.equal(saved[name], read[name]) for name in saved.keys() & read.keys())
