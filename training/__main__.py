@@ -101,12 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--json", type=Path, help="also write the result there")
 
     drawn = commands.add_parser(
-        "toy-report", help="draw the distillation of moving digits: its stages side by side, and the training curves"
+        "toy-report", help="the distillation of moving digits: its stages side by side, their scores, training curves"
     )
     drawn.add_argument("folder", type=Path, help="that `toy` wrote")
     drawn.add_argument(
         "--plot", type=Path, required=True, metavar="FOLDER",
-        help="for distillation-frames.png and distillation-curves.png",
+        help="for distillation-frames.png, distillation-curves.png and distillation-scores.md",
     )  # fmt: skip
     drawn.add_argument("--prompts", type=int, default=3, help="that are shown (default: %(default)s)")
 

@@ -108,6 +108,13 @@ def test_toy_report_draws_stages_and_curves(done: Path, tmp_path: Path) -> None:
     assert main(["toy-report", str(done), "--plot", str(tmp_path / "pictures"), "--prompts", "1"]) == 0
     for name in ("distillation-frames.png", "distillation-curves.png"):
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+    head, _, *rows = (tmp_path / "pictures" / "distillation-scores.md").read_text().splitlines()
+    assert head == "| | teacher | ODE init | stage 1 | stage 2 |"
+    assert all(row.count("|") == head.count("|") for row in rows)
+    report = json.loads((done / "scores" / "dit.json").read_text())
+    mean, spread = (100 * report[name]["digit"] for name in ("scores", "spread"))
+    digits = next(row for row in rows if row.startswith("| digits right"))
+    assert digits.endswith(f"| {mean:.1f}% ± {spread:.1f}% |")
 
 
 def test_toy_report_says_which_stage_is_missing(

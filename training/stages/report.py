@@ -1,16 +1,13 @@
-"""What a distillation of moving digits led to, drawn: its stages' videos side by side, and its training curves.
+"""What a distillation of moving digits led to: its stages' videos side by side, their scores, and the training curves.
 Needs Pillow."""
 
 from __future__ import annotations
 
 import json
 import logging
-import time
 from pathlib import Path
 
 from torch import Tensor
-
-from diag_core.checkpoint import CheckpointSettings
 
 from ..canvas import BLUE, GREEN, ORANGE, Colour
 from ..data.paths import MovingDigitsConfig
@@ -18,6 +15,7 @@ from ..data.prompts import Scene, held_out_scenes, to_prompt
 from ..distillation_pictures import Curve, Panel, draw_curves, draw_stages
 from ..logbook import FILE
 from . import autoencoder
+from .score_table import forwards, load_reports, score_table, seconds_of
 from .toy_teacher import load_for_sampling, sampler_of
 
 log = logging.getLogger(__name__)
@@ -28,6 +26,7 @@ STAGES = {
     "stage 1": "stage1.safetensors",
     "stage 2": "stage2.safetensors",
 }
+_SCORED = {**STAGES, "stage 2": "dit.safetensors"}  # its weights as they are exported
 _TRAINED: dict[str, tuple[str, Colour]] = {
     "ODE init": ("ode_init", GREEN), "stage 1": ("stage1", BLUE), "stage 2": ("stage2", ORANGE)
 }  # fmt: skip
@@ -36,7 +35,8 @@ _SEED = 40_000
 
 
 def report(folder: Path, pictures: Path, *, prompts: int = 3, data: MovingDigitsConfig | None = None) -> None:
-    """Draws `distillation-frames.png` and `distillation-curves.png` into the folder `pictures`.
+    """Draws `distillation-frames.png` and `distillation-curves.png` into the folder `pictures`, and writes
+    `distillation-scores.md` there: a table, with seconds of a video as they are on this machine now.
 
     Args:
         folder: the output folder of `python -m training toy`, finished.
@@ -48,32 +48,33 @@ def report(folder: Path, pictures: Path, *, prompts: int = 3, data: MovingDigits
     """
     panels = _panels({name: _logged(folder / stage / FILE) for name, (stage, _) in _TRAINED.items()}, _teacher(folder))
     scenes = [scene for scene in held_out_scenes(20 * prompts, seed=_SEED) if len(scene.movers) == 1][:prompts]
-    videos, notes = _sample(folder, scenes, data or MovingDigitsConfig())
+    reports = load_reports(folder, _SCORED)
+    videos, forwards_of, seconds = _sample(folder, scenes, data or MovingDigitsConfig())
     pictures.mkdir(parents=True, exist_ok=True)
+    notes = {name: f"{count} forwards" for name, count in forwards_of.items()}
     draw_stages(videos, [to_prompt(scene) for scene in scenes], notes).save(pictures / "distillation-frames.png")
+    lines = score_table(reports, forwards_of, seconds)
+    (pictures / "distillation-scores.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     draw_curves(panels).save(pictures / "distillation-curves.png")
 
 
 def _sample(
     folder: Path, scenes: list[Scene], data: MovingDigitsConfig
-) -> tuple[dict[str, list[Tensor]], dict[str, str]]:
-    """Videos [3,T,H,W] of each stage, from the same noise, and how many forwards each took."""
+) -> tuple[dict[str, list[Tensor]], dict[str, int], dict[str, float]]:
+    """Of each stage: videos [3,T,H,W] from the same noise, forwards of one, and seconds of one."""
     vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
-    videos, notes = {}, {}
+    videos, forwards_of, seconds = {}, {}, {}
+    prompts = [to_prompt(scene) for scene in scenes]
     for name, file in STAGES.items():
         if not (folder / file).exists():
             raise ValueError(f"{folder / file} is missing: run all stages first")
         loaded, settings = load_for_sampling(folder / file, {})
-        began = time.monotonic()
-        videos[name] = list(sampler_of(loaded, settings, vae, data)([to_prompt(scene) for scene in scenes], _SEED))
-        log.info("%s: %d videos in %.1f s", name, len(scenes), time.monotonic() - began)
-        notes[name] = f"{forwards(settings)} forwards"
-    return videos, notes
-
-
-def forwards(settings: CheckpointSettings, chunks: int = 7) -> int:
-    """Denoising forwards of a whole video of a causal checkpoint, or of a bidirectional one; guidance doubles them."""
-    return settings.diagonal_schedule().forwards(chunks if settings.causal else 1) * (1 if settings.cfg == 1 else 2)
+        sample = sampler_of(loaded, settings, vae, data)
+        videos[name] = list(sample(prompts, _SEED))
+        forwards_of[name] = forwards(settings)
+        seconds[name] = seconds_of(lambda sample=sample: sample(prompts[:1], _SEED))
+        log.info("%s: %d forwards, %.2f s a video", name, forwards_of[name], seconds[name])
+    return videos, forwards_of, seconds
 
 
 Log = dict[str, list[tuple[float, float]]]

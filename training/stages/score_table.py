@@ -1,0 +1,88 @@
+"""Every score of every stage of a distillation, as a Markdown table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from diag_core.checkpoint import CheckpointSettings
+
+_ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "digit": ("digits right", lambda x: f"{100 * x:.1f}%"),
+    "digit_alone": ("... of videos with one digit", lambda x: f"{100 * x:.1f}%"),
+    "digit_pairs": ("... of videos with two digits", lambda x: f"{100 * x:.1f}%"),
+    "direction": ("directions right, by centre", lambda x: f"{100 * x:.1f}%"),
+    "flow_direction": ("directions right, by optical flow", lambda x: f"{100 * x:.1f}%"),
+    "motion": ("whole motion right", lambda x: f"{100 * x:.1f}%"),
+    "colour": ("colours right", lambda x: f"{100 * x:.1f}%"),
+    "path_error": ("distance from the path asked for, pixels", lambda x: f"{x:.2f}"),
+    "amplitude": ("motion amplitude by centre, pixels a frame", lambda x: f"{x:.3f}"),
+    "flow_amplitude": ("motion amplitude by optical flow, pixels a frame", lambda x: f"{x:.3f}"),
+    "colour_error": ("colour error, RMS of 0..1", lambda x: f"{x:.4f}"),
+    "ground_error": ("ground error, RMS of 0..1", lambda x: f"{x:.4f}"),
+    "frechet": ("Frechet distance of frames", lambda x: f"{x:.2f}"),
+}
+_DRIFT: dict[str, tuple[str, Callable[[float], str]]] = {
+    "digit": ("drift of digits right, last chunk less first", lambda x: f"{100 * x:+.1f}%"),
+    "saturation": ("drift of saturation", lambda x: f"{x:+.3f}"),
+    "contrast": ("drift of contrast", lambda x: f"{x:+.3f}"),
+    "colour_error": ("drift of colour error", lambda x: f"{x:+.3f}"),
+}
+
+
+def forwards(settings: CheckpointSettings, chunks: int = 7) -> int:
+    """Denoising forwards of a whole video of a causal checkpoint, or of a bidirectional one; guidance doubles them."""
+    return settings.diagonal_schedule().forwards(chunks if settings.causal else 1) * (1 if settings.cfg == 1 else 2)
+
+
+def seconds_of(sample: Callable[[], object], runs: int = 3) -> float:
+    """Median of `runs` after one that is not counted."""
+    taken = []
+    for _ in range(runs + 1):
+        began = time.perf_counter()
+        sample()
+        taken.append(time.perf_counter() - began)
+    return median(taken[1:])
+
+
+def score_table(
+    reports: dict[str, dict[str, Any]], forwards_of: dict[str, int], seconds: dict[str, float]
+) -> list[str]:
+    """Lines of the table: a column a stage, mean and spread over the seeds.
+
+    Args:
+        reports: stage -> result of `evaluate_videos`.
+        forwards_of: stage -> forwards of a video.
+        seconds: stage -> of a video, decoding included.
+    """
+    stages = list(reports)
+    lines = ["| | " + " | ".join(stages) + " |", "|---" * (len(stages) + 1) + "|"]
+
+    def row(title: str, cells: list[str]) -> None:
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+
+    row("forwards of a video", [str(forwards_of[stage]) for stage in stages])
+    row("seconds of a video", [f"{seconds[stage]:.2f}" for stage in stages])
+    for key, (title, text) in _ROWS.items():
+        if all(key in report["scores"] for report in reports.values()):
+            row(title, [f"{text(r['scores'][key])} ± {text(r['spread'][key])}" for r in reports.values()])
+    for key, (title, text) in _DRIFT.items():
+        row(title, [text(report["drift"][key]) for report in reports.values()])
+    return lines
+
+
+def load_reports(folder: Path, files: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """What the stage `evaluate` wrote into an output folder; `files` names each stage's checkpoint.
+
+    Raises ValueError for one that has not been scored."""
+    reports = {}
+    for stage, file in files.items():
+        path = folder / "scores" / f"{Path(file).stem}.json"
+        if not path.exists():
+            raise ValueError(f"{path} is missing: run the stage evaluate first")
+        reports[stage] = json.loads(path.read_text(encoding="utf-8"))
+    return reports
