@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import public_baseline
 from diag_core.bench.meter import choose_device
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +39,7 @@ class Part:
     name: str
     what: str
     arguments: tuple[str, ...]
-    """of `python -m diag_core bench`; none for the checks"""
+    """of `python -m diag_core bench`; none for the checks and the baseline"""
     minutes: float = 1.0
     """about what it takes, so that a bounded run does not begin what it cannot end"""
 
@@ -63,14 +64,20 @@ PARTS = (
     Part("14b", "14B", ("--preset", "wan-14b"), 6),
     # 28,000 TFLOP a video, which one run after its warm-up tells well enough for a factor of hundreds.
     Part("wan-2.1", "undistilled, 50 steps, guidance", ("--preset", "wan-2.1", "--runs", "1", "--decoder", "none"), 6),
+    Part("baseline", "the public implementation and this one", (), 9),
     Part("24-gb", "1.3B within 24 GB", ("--memory", "24")),
     Part("12-gb", "1.3B within 12 GB", ("--memory", "12")),
     Part("12-gb-wan-vae", "1.3B within 12 GB, Wan's decoder", ("--memory", "12", "--decoder", "wan"), 2),
 )  # fmt: skip
 
 
-def command(part: Part, file: Path, *, small: bool) -> list[str]:
-    """What measures a part and writes `file`; `small` in miniature, on the CPU."""
+def command(part: Part, file: Path, *, small: bool, baseline: Sequence[str] = ()) -> list[str]:
+    """What measures a part and writes `file`; `small` in miniature, on the CPU.
+
+    Args:
+        baseline: arguments of `benchmarks.public_baseline`, for the part of that name."""
+    if part.name == "baseline":
+        return [sys.executable, "-m", "benchmarks.public_baseline", *baseline, "--json", str(file)]
     if part.name == "checks":
         return [
             sys.executable,
@@ -91,14 +98,15 @@ def command(part: Part, file: Path, *, small: bool) -> list[str]:
     return [sys.executable, "-m", "diag_core", "bench", *arguments, "--json", str(file)]
 
 
-def run_part(part: Part, file: Path, *, small: bool, seconds: float) -> bool:
+def run_part(part: Part, file: Path, *, small: bool, seconds: float, baseline: Sequence[str] = ()) -> bool:
     """Whether it has left a result."""
     print(f"== {part.name}: {part.what}", flush=True)
     failed = file.with_name(f"{file.stem}.failed.txt")
     failed.unlink(missing_ok=True)
     try:
         done = subprocess.run(
-            command(part, file, small=small), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            command(part, file, small=small, baseline=baseline),
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             timeout=seconds, check=False,
         )  # fmt: skip
         said, code = done.stdout, done.returncode
@@ -123,7 +131,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for part in PARTS:
         report = results.get(part.name)
-        if report is not None and part.name != "checks":
+        if report is not None and part.arguments:
             lines.append("| " + " | ".join([part.what, *_cells(report)]) + " |")
     return "\n".join(lines)
 
@@ -162,6 +170,8 @@ def head(results: dict[str, dict[str, Any]], stem: str) -> str:
         "text encoding not included; medians, warm-up excluded. Settings, spreads and kernels are in each part's file.",
         "",
     ]
+    if "baseline" in results:
+        lines += [public_baseline.sentence(results["baseline"]), ""]
     text = results.get("taehv", {}).get("text_encoding", {}).get("seconds")
     if text is not None:
         lines += [f"Encoding a prompt with umT5-XXL takes {1000 * text['median']:.1f} ms beside these.", ""]
@@ -187,6 +197,10 @@ def chosen(names: str | None) -> list[Part]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", metavar="A,B", help=f"of {', '.join(part.name for part in PARTS)}")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="CHECKOUT", help="of the public implementation, to compare with"
+    )
+    parser.add_argument("--baseline-attention", choices=("own", "sdpa"), default="own", help="default: %(default)s")
     parser.add_argument("--minutes", type=float, help="begin no part that is not done by then")
     parser.add_argument("--again", action="store_true", help="also parts that have a result of today")
     parser.add_argument("--small", action="store_true", help="a tiny model on the CPU: is all here that it takes?")
@@ -207,7 +221,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if left < 60 * part.minutes:
             print(f"== {part.name}: no time left for it; the same command again goes on", flush=True)
             continue
-        good &= run_part(part, files[part.name], small=options.small, seconds=min(LIMIT, left))
+        if part.name == "baseline" and (options.baseline is None or options.small):
+            needed = "a GPU" if options.small else "--baseline and a checkout of the public implementation"
+            print(f"== baseline: left out, as it takes {needed}", flush=True)
+            continue
+        baseline = (str(options.baseline), "--attention", options.baseline_attention)
+        good &= run_part(
+            part, files[part.name], small=options.small, seconds=min(LIMIT, left), baseline=baseline
+        )  # fmt: skip
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     if results:
         text = f"{head(results, stem)}\n{table(results)}\n"
