@@ -17,8 +17,8 @@ from .teacher import FlowMatchingRecipe
 def _motion(**changes: Any) -> FlowMatchingRecipe:
     """Videos, and few single frames."""
     recipe = FlowMatchingRecipe(
-        seed=1, image_steps=0, video_steps=5400, image_every=20, sparse_of=(2, 3), sparse_batch=20, cooldown=0.45,
-        pairs_from=0, pair_share=0.6,
+        seed=1, image_steps=0, video_steps=4400, sparse_of=(2, 3), sparse_batch=20, cooldown=0.4, pairs_from=0,
+        pair_share=0.7,
     )  # fmt: skip
     return replace(recipe, **changes)
 
