@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     drawn.add_argument("folder", type=Path, help="that `toy` wrote")
     drawn.add_argument(
         "--plot", type=Path, required=True, metavar="FOLDER",
-        help="for distillation-frames.png, distillation-curves.png and distillation-scores.md",
+        help="for distillation-frames.png, distillation.webp, distillation-curves.png and distillation-scores.md",
     )  # fmt: skip
     drawn.add_argument("--prompts", type=int, default=3, help="that are shown (default: %(default)s)")
 

@@ -51,6 +51,36 @@ def draw_stages(
     return canvas.finished()
 
 
+def draw_playing(
+    videos: Mapping[str, Sequence[Tensor]], prompts: Sequence[str], notes: Mapping[str, str]
+) -> list[Image.Image]:
+    """The same videos beside each other as they play, a column a stage and a row a prompt: a picture a pixel frame.
+
+    Arguments as `draw_stages`."""
+    tile, gap, top, line = 160, 8, 52, 26
+    width = 2 * gap + len(videos) * (tile + gap) - gap
+    still = Canvas(width, top + len(prompts) * (tile + line) + 4)
+    corners = []
+    for column, stage in enumerate(videos):
+        x = gap + column * (tile + gap)
+        still.text(x + tile / 2, 18, stage, 15)
+        still.text(x + tile / 2, 38, notes[stage], 12, FAINT)
+        corners.append(x)
+    for row, prompt in enumerate(prompts):
+        still.text(gap, top + (row + 1) * (tile + line) - line / 2, prompt, 12, FAINT, "lm")
+    background = still.finished()
+    shown = {stage: [to_uint8(video[None]) for video in made] for stage, made in videos.items()}
+    pictures = []
+    for frame in range(next(iter(videos.values()))[0].shape[1]):
+        picture = background.copy()
+        for x, made in zip(corners, shown.values(), strict=True):
+            for row, video in enumerate(made):
+                tiles = Image.fromarray(video[frame].numpy()).resize((tile, tile), Image.Resampling.BICUBIC)
+                picture.paste(tiles, (x, top + row * (tile + line)))
+        pictures.append(picture)
+    return pictures
+
+
 @dataclass(frozen=True)
 class Curve:
     """A number over the iterations of a stage."""

@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diag_core import WanConfig, WanDiT
 from diag_core.checkpoint import CheckpointSettings, load_dit, save_dit
 from training.__main__ import main
+from training.distillation_pictures import draw_playing
 from training.logbook import read_log
 from training.recipes.moving_digits import cpu, smoke
 from training.stages.moving_digits import STAGES
@@ -108,6 +111,8 @@ def test_toy_report_draws_stages_and_curves(done: Path, tmp_path: Path) -> None:
     assert main(["toy-report", str(done), "--plot", str(tmp_path / "pictures"), "--prompts", "1"]) == 0
     for name in ("distillation-frames.png", "distillation-curves.png"):
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+    with Image.open(tmp_path / "pictures" / "distillation.webp") as playing:
+        assert playing.format == "WEBP"
     head, _, *rows = (tmp_path / "pictures" / "distillation-scores.md").read_text().splitlines()
     assert head == "| | teacher | ODE init | stage 1 | stage 2 |"
     assert all(row.count("|") == head.count("|") for row in rows)
@@ -115,6 +120,17 @@ def test_toy_report_draws_stages_and_curves(done: Path, tmp_path: Path) -> None:
     mean, spread = (100 * report[name]["digit"] for name in ("scores", "spread"))
     digits = next(row for row in rows if row.startswith("| digits right"))
     assert digits.endswith(f"| {mean:.1f}% ± {spread:.1f}% |")
+
+
+def test_stages_play_beside_each_other() -> None:
+    left, right = torch.zeros(3, 5, 16, 16) - 1, torch.zeros(3, 5, 16, 16) - 1
+    left[0] = torch.linspace(-1, 1, 5)[:, None, None]  # brightens in red
+    pictures = draw_playing({"a": [left], "b": [right]}, ["a prompt"], {"a": "17", "b": "100"})
+    assert len(pictures) == 5
+    first, last = (np.asarray(pictures[i]).astype(int) for i in (0, -1))
+    changed = np.argwhere((first != last).any(-1))
+    assert changed[:, 1].max() < first.shape[1] / 2  # the left column alone
+    assert (last - first)[tuple(changed.mean(0).astype(int))].tolist() == [255, 0, 0]
 
 
 def test_toy_report_says_which_stage_is_missing(

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from diag_core.geometry import DEFAULT_FPS
+
 from ..canvas import BLUE, GREEN, ORANGE, Colour
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import Scene, held_out_scenes, to_prompt
-from ..distillation_pictures import Curve, Panel, draw_curves, draw_stages
+from ..distillation_pictures import Curve, Panel, draw_curves, draw_playing, draw_stages
 from ..logbook import FILE
 from . import autoencoder
 from .score_table import forwards, load_reports, score_table, seconds_of
@@ -35,24 +37,32 @@ _SEED = 40_000
 
 
 def report(folder: Path, pictures: Path, *, prompts: int = 3, data: MovingDigitsConfig | None = None) -> None:
-    """Draws `distillation-frames.png` and `distillation-curves.png` into the folder `pictures`, and writes
-    `distillation-scores.md` there: a table, with seconds of a video as they are on this machine now.
+    """Draws `distillation-frames.png`, `distillation.webp` (which plays) and `distillation-curves.png` into the folder
+    `pictures`, and writes `distillation-scores.md` there: a table, with seconds of a video as they are on this machine.
 
     Args:
         folder: the output folder of `python -m training toy`, finished.
-        prompts: held-out ones that are shown, of one digit each.
+        prompts: held-out ones of one digit that are shown; one of two digits follows them.
 
     Raises:
         ValueError: a stage has not been run.
         OSError: they cannot be written.
     """
     panels = _panels({name: _logged(folder / stage / FILE) for name, (stage, _) in _TRAINED.items()}, _teacher(folder))
-    scenes = [scene for scene in held_out_scenes(20 * prompts, seed=_SEED) if len(scene.movers) == 1][:prompts]
+    drawn = held_out_scenes(20 * (prompts + 1), seed=_SEED)
+    alone, pairs = ([scene for scene in drawn if len(scene.movers) == count] for count in (1, 2))
+    scenes = [*alone[:prompts], *pairs[:1]]
+    shown = [to_prompt(scene) for scene in scenes]
     reports = load_reports(folder, _SCORED)
     videos, forwards_of, seconds = _sample(folder, scenes, data or MovingDigitsConfig())
     pictures.mkdir(parents=True, exist_ok=True)
     notes = {name: f"{count} forwards" for name, count in forwards_of.items()}
-    draw_stages(videos, [to_prompt(scene) for scene in scenes], notes).save(pictures / "distillation-frames.png")
+    draw_stages(videos, shown, notes).save(pictures / "distillation-frames.png")
+    first, *others = draw_playing(videos, shown, notes)
+    first.save(
+        pictures / "distillation.webp", save_all=True, append_images=others, duration=1000 / DEFAULT_FPS, loop=0,
+        quality=70, method=4,
+    )  # fmt: skip
     lines = score_table(reports, forwards_of, seconds)
     (pictures / "distillation-scores.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     draw_curves(panels).save(pictures / "distillation-curves.png")
