@@ -4,10 +4,11 @@
     python -m benchmarks.gpu --parts checks,taehv     # these
     python -m benchmarks.gpu --minutes 9              # as many as are done in 9 minutes; the same again goes on
     python -m benchmarks.gpu --small                  # a rehearsal on the CPU with a tiny model
+    python -m benchmarks.gpu --baseline CHECKOUT      # also the public implementation, from a clone of it
 
 Each part is a process of its own, so that its peak of memory is its own, and writes one file of the results' folder:
 DATE-GPU-PART.json, or PART.failed.txt with what it said. At the end a table of all parts that have a result is
-printed, and saved as DATE-GPU-table.md.
+printed, with the last words of those that failed, and saved as DATE-GPU-table.md.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from typing import Any
 
 import torch
 
-from benchmarks import public_baseline
+from benchmarks import public_baseline, public_pipeline
 from diag_core.bench.meter import choose_device
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 570  # seconds a part may take
+_HOW_TO_BASELINE = (
+    f"clone {public_pipeline.NAME}, install its requirements beside this project's, and give the folder with --baseline"
+)
 _SMALL = ("--preset", "small", "--size", "32x32", "--runs", "1")
 
 
@@ -101,7 +105,7 @@ def command(part: Part, file: Path, *, small: bool, baseline: Sequence[str] = ()
 def run_part(part: Part, file: Path, *, small: bool, seconds: float, baseline: Sequence[str] = ()) -> bool:
     """Whether it has left a result."""
     print(f"== {part.name}: {part.what}", flush=True)
-    failed = file.with_name(f"{file.stem}.failed.txt")
+    failed = _failed(file)
     failed.unlink(missing_ok=True)
     try:
         done = subprocess.run(
@@ -116,6 +120,21 @@ def run_part(part: Part, file: Path, *, small: bool, seconds: float, baseline: S
     if code:
         failed.write_text(said)
     return file.exists()
+
+
+def _failed(file: Path) -> Path:
+    """Where a part that should have written `file` leaves what it said."""
+    return file.with_name(f"{file.stem}.failed.txt")
+
+
+def failures(files: dict[str, Path]) -> str:
+    """Markdown: the last words of each part that has no result because it failed."""
+    lines = []
+    for name, file in files.items():
+        if not file.exists() and _failed(file).exists():
+            said = _failed(file).read_text().strip().splitlines() or ["it said nothing"]
+            lines.append(f"- {name}: no result. {said[-1]}\n")
+    return "".join(["\n", *lines]) if lines else ""
 
 
 def _text(said: str | bytes | None) -> str:
@@ -200,7 +219,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--baseline", type=Path, metavar="CHECKOUT", help="of the public implementation, to compare with"
     )
-    parser.add_argument("--baseline-attention", choices=("own", "sdpa"), default="own", help="default: %(default)s")
+    parser.add_argument(
+        "--baseline-attention",
+        choices=public_baseline.ATTENTION,
+        default=public_baseline.ATTENTION[0],
+        help="same: what theirs takes; own: each its own; sdpa: PyTorch's for both (default: %(default)s)",
+    )
     parser.add_argument("--minutes", type=float, help="begin no part that is not done by then")
     parser.add_argument("--again", action="store_true", help="also parts that have a result of today")
     parser.add_argument("--small", action="store_true", help="a tiny model on the CPU: is all here that it takes?")
@@ -222,8 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"== {part.name}: no time left for it; the same command again goes on", flush=True)
             continue
         if part.name == "baseline" and (options.baseline is None or options.small):
-            needed = "a GPU" if options.small else "--baseline and a checkout of the public implementation"
-            print(f"== baseline: left out, as it takes {needed}", flush=True)
+            why = "as it takes a GPU" if options.small else f"to have it, {_HOW_TO_BASELINE}"
+            print(f"== baseline: left out; {why}", flush=True)
             continue
         baseline = (str(options.baseline), "--attention", options.baseline_attention)
         good &= run_part(
@@ -231,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     if results:
-        text = f"{head(results, stem)}\n{table(results)}\n"
+        text = f"{head(results, stem)}\n{table(results)}\n{failures(files)}"
         (options.out / f"{stem}-table.md").write_text(text)
         print(text)
     return 0 if good else 1
