@@ -68,7 +68,7 @@ PARTS = (
     Part("14b", "14B", ("--preset", "wan-14b"), 6),
     # 28,000 TFLOP a video, which one run after its warm-up tells well enough for a factor of hundreds.
     Part("wan-2.1", "undistilled, 50 steps, guidance", ("--preset", "wan-2.1", "--runs", "1", "--decoder", "none"), 6),
-    Part("baseline", "the public implementation and this one", (), 9),
+    Part("baseline", "the public implementation and this one", (), 8),
     Part("24-gb", "1.3B within 24 GB", ("--memory", "24")),
     Part("12-gb", "1.3B within 12 GB", ("--memory", "12")),
     Part("12-gb-wan-vae", "1.3B within 12 GB, Wan's decoder", ("--memory", "12", "--decoder", "wan"), 2),

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.public_pipeline import PublicForward, PublicPipeline
+from benchmarks.public_pipeline import PublicForward, PublicPipeline, check_checkout
 from diag_core.bench import PRESETS, BenchSetting, Rig, Spread, measure_video, save_report
 from diag_core.bench.meter import Meter
 from diag_core.bench.report import header, spread_values
@@ -45,6 +45,7 @@ def compare(checkout: Path, setting: BenchSetting, *, runs: int, attention: str 
     Raises:
         ValueError: the checkout is of something else, or it cannot be run here.
     """
+    check_checkout(checkout)  # before a model is made
     ours = Rig(replace(setting, fast="off", decoder="none"))
     theirs = PublicPipeline(
         checkout, setting, ours.model.state_dict(), ours.context, ours.device, ours.model.dtype,
@@ -63,17 +64,20 @@ def compare(checkout: Path, setting: BenchSetting, *, runs: int, attention: str 
     }
     kernel = setting.attention if attention == "own" else theirs.attention
     del theirs
+    torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     rig = Rig(replace(setting, attention=kernel))
     own = _measure_own(rig, runs=runs)
+    top = header(rig, "baseline")
+    own["attention"] = top["path"].get("attention", kernel)
 
     def times(theirs: str, ours: str) -> float:
         return round(public["seconds"][theirs]["median"] / own["seconds"][ours]["median"], 3)
 
     return {
-        **header(rig, "baseline"),
+        **top,
         "runs": runs,
         "worst_distance_of_a_forward": float(f"{distance:.3g}"),
         "public": public,
@@ -149,9 +153,7 @@ def _measure_own(rig: Rig, *, runs: int) -> dict[str, Any]:
     result = measure_video(rig, runs=runs)
     assert result.together is not None and result.first_frame is not None, "the setting has a decoder"
     spreads = {"dit": result.dit, "together": result.together, "first_frame": result.first_frame}
-    path = rig.path()
     return {
-        "attention": path.get("attention", rig.setting.attention),
         "seconds": {name: spread_values(spread) for name, spread in spreads.items()},
         "frames_per_second": round(rig.setting.pixel_frames / result.together.median, 3),
         "warm_up": {"videos": result.warm_up_videos, "seconds": round(result.warm_up_seconds, 3)},

@@ -93,9 +93,7 @@ class PublicPipeline:
         *,
         attention: str = "own",
     ) -> None:
-        for file in _NEEDED:
-            if not (checkout / file).exists():
-                raise ValueError(f"{checkout} has no {file}: give a clone of {NAME}")
+        check_checkout(checkout)
         self.checkout, self.device, self.dtype = checkout.resolve(), device, dtype
         sys.path.insert(0, str(self.checkout))
         try:
@@ -181,6 +179,13 @@ class PublicPipeline:
             ["git", "-C", str(self.checkout), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
         )
         return done.stdout.strip() or None
+
+
+def check_checkout(checkout: Path) -> None:
+    """Raises ValueError for a folder that is no such checkout."""
+    for file in _NEEDED:
+        if not (checkout / file).exists():
+            raise ValueError(f"{checkout} has no {file}: give a clone of {NAME}")
 
 
 def _make_from_sizes(model: Any, setting: BenchSetting, device: torch.device) -> None:

@@ -29,7 +29,8 @@ def test_the_parts_measure_what_they_say():
     assert not found["no-graphs"].graphs and found["no-kernels"].kernels == "torch"
     assert found["self-forcing"] == PRESETS["self-forcing"] and found["minute"] == PRESETS["minute"]
     assert found["wan-2.1"].forwards == 100 and found["batch-4"].batch == 4 and found["14b"].model.dim == 5120
-    assert sum(part.minutes for part in gpu.PARTS) < 75 and max(part.minutes for part in gpu.PARTS) < gpu.LIMIT / 60
+    assert sum(part.minutes for part in gpu.PARTS) < 75
+    assert max(part.minutes for part in gpu.PARTS) < 9 < gpu.LIMIT / 60  # `--minutes 9` can begin any of them
 
 
 def test_it_measures_prints_and_goes_on(tmp_path, capsys, monkeypatch):
