@@ -4,9 +4,9 @@ Each word is a fixed pseudo-random vector with entries of unit variance, drawn f
 nearly orthogonal and any word has a vector. A smaller fixed vector for the position is added, so that word order can
 be read. There is no notion of meaning: a model learns what the words of its own prompt grammar stand for.
 
-With `clauses`, every word also carries what its clause says (clauses end at ";"), as the vectors of a trained encoder
-do: the sum of the clause's words, read backwards so that it is not mistaken for them. Without, a prompt of two digits
-is little more than a bag of words: which colour belongs to which digit takes two steps of attention to find out.
+Every word also carries what its clause says (clauses end at ";"), as the vectors of a trained encoder do: the sum of
+the clause's words, read backwards so that it is not mistaken for them. Without it a prompt of two digits would be
+little more than a bag of words: which colour belongs to which digit would take two steps of attention to find out.
 
 Shapes: B prompts, L text length, D text width.
 """
@@ -26,18 +26,8 @@ _POSITION_SCALE = 0.3
 _CLAUSE_SCALE = 0.4
 _END_OF_CLAUSE = ";"
 
-DEMO_ENCODERS = ("demo", "demo-clauses")
-"""as checkpoints' settings name them: words by themselves, and with what their clauses say"""
-
-
-def demo_encoder(name: str, text_len: int = 32, text_dim: int = 4096) -> DemoTextEncoder:
-    """The encoder that a checkpoint was trained with, by its name in the settings.
-
-    Raises:
-        ValueError: `name` is none of `DEMO_ENCODERS`."""
-    if name not in DEMO_ENCODERS:
-        raise ValueError(f"{name!r} is no encoder without weights; those are {', '.join(DEMO_ENCODERS)}")
-    return DemoTextEncoder(text_len, text_dim, clauses=name == "demo-clauses")
+DEMO_ENCODER = "demo-clauses"
+"""its name in the settings of checkpoints; "demo" was an older one, of words alone"""
 
 
 class DemoTextEncoder:
@@ -45,12 +35,11 @@ class DemoTextEncoder:
 
     The empty prompt, used as the unconditional one, is a single fixed token of its own."""
 
-    def __init__(self, text_len: int = 32, text_dim: int = 4096, *, clauses: bool = False) -> None:
+    def __init__(self, text_len: int = 32, text_dim: int = 4096) -> None:
         if text_len < 1 or text_dim < 1:
             raise ValueError(f"text_len and text_dim must be positive, got {text_len} and {text_dim}")
         self.text_len = text_len
         self.text_dim = text_dim
-        self.clauses = clauses
         self._words: dict[str, torch.Tensor] = {}
         positions = [_seeded_vector(f"position {i}", text_dim) for i in range(text_len)]
         self._position_LD = _POSITION_SCALE * torch.stack(positions)
@@ -68,7 +57,7 @@ class DemoTextEncoder:
                 )
             vectors = [self._word(f"word {word}") for word in words] or [self._word("empty prompt")]
             context_BLD[b, : len(vectors)] = torch.stack(vectors) + self._position_LD[: len(vectors)]
-            if self.clauses and words:
+            if words:
                 context_BLD[b, : len(vectors)] += _CLAUSE_SCALE * _clause_sums(words, torch.stack(vectors))
         return context_BLD
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .config import CacheConfig, ContextPolicy
-from .demo_text import DEMO_ENCODERS
+from .demo_text import DEMO_ENCODER
 from .diagonal_schedule import DiagonalSchedule
 
 STEPS = ("renoise", "euler")
-TEXT_ENCODERS = ("umt5", *DEMO_ENCODERS)
+TEXT_ENCODERS = ("umt5", DEMO_ENCODER)
 
 # Wan's standard negative prompt, as its public configs have it: undistilled models were tuned with these very words.
 WAN_NEGATIVE_PROMPT = (

@@ -27,8 +27,9 @@ class DiagDistillDemoPrompt(io.ComfyNode):
                     multiline=True,
                     default=_EXAMPLE,
                     tooltip="A digit (0 to 9), its colour (red, orange, yellow, green, cyan, blue, purple, white), "
-                    "where it moves (right, left, up, down), slowly or fast, stops or bounces, and the ground (black, "
-                    "navy, maroon, forest). Other words mean nothing to it. Empty: the negative prompt.",
+                    "where it moves (right, left, up, down), slowly or fast, and how it goes on: stops, bounces or "
+                    "turns (and where), or else it circles. A second digit after a semicolon. The ground at the end "
+                    "(black, navy, maroon, forest). Other words mean nothing to it. Empty: the negative prompt.",
                 )
             ],
             outputs=[

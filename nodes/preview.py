@@ -15,7 +15,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..diag_core.demo_text import DEMO_ENCODERS
+from ..diag_core.demo_text import DEMO_ENCODER
 from ..diag_core.vae import VideoVAE
 from ..diag_core.video import to_uint8
 from .demo_files import vae_path
@@ -30,7 +30,7 @@ class Previewer:
     """The newest picture of a chunk: by a tiny autoencoder where one is at hand, else by ComfyUI's colour estimate."""
 
     def __init__(self, text_encoder: str, device: torch.device) -> None:
-        path = vae_path() if text_encoder in DEMO_ENCODERS else _published_tiny_vae()
+        path = vae_path() if text_encoder == DEMO_ENCODER else _published_tiny_vae()
         self.vae = None if path is None else _load(path, path.stat().st_mtime_ns, device)
 
     @torch.no_grad()

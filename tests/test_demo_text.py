@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diag_core.demo_text import DemoTextEncoder, demo_encoder
+from diag_core.demo_text import DemoTextEncoder
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +25,14 @@ def test_shape_and_zeros_past_the_end(encoder: DemoTextEncoder) -> None:
 def test_vectors_never_change(encoder: DemoTextEncoder) -> None:
     # Checkpoints are trained on these very numbers.
     red = encoder.encode(["red"])[0, 0, :4]
-    expected = torch.tensor([-0.685883, -1.463825, -1.636169, -1.420318])
+    expected = torch.tensor([-0.176279, -0.972130, -1.136841, -0.911581])
     torch.testing.assert_close(red, expected, atol=1e-6, rtol=0)
 
 
-def test_words_have_unit_variance_and_are_nearly_orthogonal(encoder: DemoTextEncoder) -> None:
+def test_words_are_of_one_size_and_nearly_orthogonal(encoder: DemoTextEncoder) -> None:
     bare = encoder.encode(["red", "green"])[:, 0] - encoder._position_LD[0]
-    torch.testing.assert_close(bare.var(dim=1), torch.ones(2), atol=0.05, rtol=0)
+    # Its own, and what its clause says: itself again.
+    torch.testing.assert_close(bare.var(dim=1), torch.full((2,), 1 + 0.4**2), atol=0.06, rtol=0)
     assert torch.cosine_similarity(bare[0], bare[1], dim=0).abs() < 0.06
 
 
@@ -69,25 +70,20 @@ def test_any_text_encodes_alone_as_in_a_batch(text: str) -> None:
     assert torch.equal(encoder.encode([text])[0], encoder.encode(["a", text])[1])
 
 
-def test_with_clauses_a_word_carries_what_its_clause_says() -> None:
-    words, clauses = demo_encoder("demo"), demo_encoder("demo-clauses")
+def test_a_word_carries_what_its_clause_says(encoder: DemoTextEncoder) -> None:
     prompts = ["a red 3 moves up; a blue 7", "a red 7 moves up; a blue 3"]
-    said = clauses.encode(prompts) - words.encode(prompts)
-    # The first clause has six words with its semicolon, the second three; nothing follows them.
-    for first, end in ((0, 6), (6, 9)):
-        clause = said[:, first : first + 1].expand(-1, end - first, -1)
-        torch.testing.assert_close(said[:, first:end], clause, atol=1e-5, rtol=0)
-    assert not said[:, 9:].any()
-    # What differs is the digit, read backwards.
-    three, seven = (words.encode([digit])[0, 0] - words._position_LD[0] for digit in "37")
-    torch.testing.assert_close(said[0, 0] - said[1, 0], 0.4 * (three - seven).flip(-1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(said[0, 6] - said[1, 6], 0.4 * (seven - three).flip(-1), atol=1e-5, rtol=0)
+    first, second = encoder.encode(prompts)
+    three, seven = (_word(encoder, digit) for digit in "37")
+    # The first clause has six words with its semicolon, the second three; nothing follows them. What differs is the
+    # digit, read backwards, and the digit itself in its place.
+    said = 0.4 * (three - seven).flip(-1)
+    for i in range(9):
+        own = {2: three - seven, 8: seven - three}.get(i, torch.zeros(4096))
+        torch.testing.assert_close(first[i] - second[i], own + (said if i < 6 else -said), atol=1e-5, rtol=0)
+    assert not first[9:].any()
 
 
-def test_the_empty_prompt_is_the_same_with_clauses() -> None:
-    assert torch.equal(demo_encoder("demo").encode([""]), demo_encoder("demo-clauses").encode([""]))
-
-
-def test_an_encoder_of_another_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="demo, demo-clauses"):
-        demo_encoder("umt5")
+def _word(encoder: DemoTextEncoder, word: str) -> torch.Tensor:
+    """A word's own vector: alone it is its whole clause."""
+    alone = encoder.encode([word])[0, 0] - encoder._position_LD[0]
+    return (alone - 0.4 * alone.flip(-1)) / (1 - 0.4**2)

@@ -13,7 +13,7 @@ import torch
 from ..attention import attention_backend
 from ..checkpoint import read_settings
 from ..config import SwitchPolicy
-from ..demo_text import DEMO_ENCODERS
+from ..demo_text import DEMO_ENCODER
 from ..geometry import DEFAULT_FPS, latent_frames, latent_frames_for, pixel_frames, usable_pixel_frames
 from ..live import MAX_PREPARED
 from ..settings import CheckpointSettings
@@ -26,7 +26,7 @@ from .settings import CHUNKWISE, OPTIONS, Resolved, resolve
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 # What the models of each prompt encoder were trained on.
-_SIZES = {"umt5": (832, 480), **dict.fromkeys(DEMO_ENCODERS, (64, 64))}
+_SIZES = {"umt5": (832, 480), DEMO_ENCODER: (64, 64)}
 _LATENT_FRAMES = 21
 _INTERACTIVE_SECONDS = 3600.0
 
@@ -181,7 +181,7 @@ def _vae(path: Path | None, checkpoint: Path) -> Path:
 
 
 def _text_encoder(path: Path | None, settings: CheckpointSettings) -> Path | None:
-    if settings.text_encoder in DEMO_ENCODERS:
+    if settings.text_encoder == DEMO_ENCODER:
         return None
     if path is None:
         raise ValueError("this checkpoint needs --text-encoder: umT5-XXL as a file or folder (`download` fetches one)")
@@ -356,7 +356,7 @@ def _notes(options: argparse.Namespace, request: VideoRequest, resolved: Resolve
     idle = [OPTIONS[field] for field in CHUNKWISE if resolved.sources[field] == OPTIONS[field]]
     if idle and not request.settings.causal:
         notes.append(f"{', '.join(idle)}: no effect on a model that makes the whole video at once")
-    if options.embedding_cache and request.settings.text_encoder in DEMO_ENCODERS:
+    if options.embedding_cache and request.settings.text_encoder == DEMO_ENCODER:
         notes.append("--embedding-cache has no effect: this checkpoint's prompt encoder has no weights")
     wanted = None if options.out is None else Path(options.out)
     if wanted is not None and wanted.is_file() and output != wanted:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..demo_text import demo_encoder
+from ..demo_text import DemoTextEncoder
 from ..fast import accelerated, accelerated_decoder
 from ..live import Switch
 from ..safetensors_file import replacing
@@ -72,7 +72,7 @@ def _run(plan: Plan) -> int:
     model = accelerated(loaded.model, plan.fast, attention=attention, fp8=plan.fp8, compiled=plan.compiled)
     if plan.text_encoder is None:
         config = loaded.config
-        encoder = demo_encoder(plan.requests[0].settings.text_encoder, config.text_len, config.text_dim)
+        encoder = DemoTextEncoder(config.text_len, config.text_dim)
         embeddings = encode(encoder, prompts)
     vae = load_vae(plan.vae, dtype=plan.dtype, device=plan.device)
     decoder = accelerated_decoder(vae, plan.fast)

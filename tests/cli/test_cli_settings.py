@@ -25,7 +25,7 @@ def test_the_checkpoint_speaks_first():
 
 def test_then_a_preset_but_not_about_the_model_itself():
     resolved = resolve(SETTINGS, "longlive", {})
-    assert resolved.settings == dataclasses.replace(PRESETS["longlive"], text_encoder="demo", title="tiny")
+    assert resolved.settings == dataclasses.replace(PRESETS["longlive"], text_encoder="demo-clauses", title="tiny")
     assert set(resolved.sources.values()) == {"preset longlive"}
 
 

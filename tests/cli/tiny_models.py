@@ -21,7 +21,7 @@ SETTINGS = CheckpointSettings(
     reuse_last_step=False,
     step="euler",
     cfg=2.0,
-    text_encoder="demo",
+    text_encoder="demo-clauses",
     title="tiny",
 )
 

@@ -8,7 +8,7 @@ from diagdistill_pack.diag_core.settings import PRESETS, CheckpointSettings
 from diagdistill_pack.nodes.choice import CUSTOM, FROM_MODEL, SamplingChoice, describe
 
 WIDGETS = {"shift": 3.0, "kv_noise": 50.0, "window_frames": 15, "sink_frames": 0, "cfg": 2.0}
-OWN = CheckpointSettings(schedule="21", text_encoder="demo", kv_noise=10.0)
+OWN = CheckpointSettings(schedule="21", text_encoder="demo-clauses", kv_noise=10.0)
 
 
 def choice(preset: str, text: str = "", schedule: DiagonalSchedule | None = None, **values) -> SamplingChoice:
@@ -33,7 +33,7 @@ def test_custom_goes_before_the_models_own():
 def test_a_preset_changes_the_sampling_but_not_what_the_model_is():
     settings = choice("longlive").resolve(OWN)
     assert settings.schedule == PRESETS["longlive"].schedule and settings.kv_noise == 0.0
-    assert settings.text_encoder == "demo"
+    assert settings.text_encoder == "demo-clauses"
 
 
 @pytest.mark.parametrize("preset", [FROM_MODEL, CUSTOM, "self-forcing"])

@@ -11,7 +11,8 @@ from diagdistill_pack.nodes.demo_files import dit_path, vae_path
 
 def test_the_models_settings_name_the_demos_text_encoder():
     settings = read_settings(dit_path())
-    assert settings is not None and settings.causal and settings.text_encoder == "demo"
+    assert settings is not None and settings.causal and settings.text_encoder == "demo-clauses"
+    assert settings.schedule == "4322222" and settings.cfg == 1 and settings.step == "renoise"
 
 
 def test_the_models_text_is_as_wide_as_the_encoders():

@@ -55,7 +55,7 @@ def test_the_causal_checkpoint_of_the_demo_is_evaluated_by_its_command(tmp_path:
 def test_a_bidirectional_model_is_sampled_as_one_chunk_of_the_whole_video() -> None:
     data = MovingDigitsConfig(num_pixel_frames=9)
     checkpoint, settings = toy_teacher.load_for_sampling(
-        DEMO / "dit.safetensors", {"causal": False, "cfg": 2.0, "schedule": "6"}
+        DEMO / "dit.safetensors", {"causal": False, "cfg": 2.0, "schedule": "6", "step": "euler"}
     )
     vae = toy_teacher.autoencoder.load_autoencoder(DEMO / "vae.safetensors")
     prompts = ["a red 3 circles", "a blue 7 circles"]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diag_core import WanDiT
 from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, save_dit
-from diag_core.demo_text import DemoTextEncoder, demo_encoder
+from diag_core.demo_text import DemoTextEncoder
 from diag_core.geometry import latent_frames, latent_size
 
 from ..classifier import load_classifier
@@ -215,7 +215,7 @@ class Pipeline:
     @cached_property
     def _encoder(self) -> DemoTextEncoder:
         model = self.recipe.preparation.teacher.model
-        return demo_encoder(self._text_encoder, model.text_len, model.text_dim)
+        return DemoTextEncoder(model.text_len, model.text_dim)
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diag_core import SeededNoise, WanDiT, generate
 from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, load_dit, save_dit
-from diag_core.demo_text import demo_encoder
+from diag_core.demo_text import DemoTextEncoder
 from diag_core.geometry import latent_frames, latent_size
 from diag_core.vae import TinyVAE
 
@@ -102,7 +102,7 @@ def train(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> Path:
     """Flow matching on the latents of `folder`, looks first and then motion; writes the averaged weights with their
     sampling settings."""
     model = recipe.teacher.model
-    encode = demo_encoder(recipe.settings.text_encoder, model.text_len, model.text_dim).encode
+    encode = DemoTextEncoder(model.text_len, model.text_dim).encode
     data = load_latents(folder / "latents")
     weights: dict[str, Tensor] | None = None
     for name, stage in (("teacher", recipe.teacher), ("motion", recipe.motion)):
@@ -145,7 +145,7 @@ def sampler_of(
     Raises ValueError for a bidirectional one that is to be sampled in other steps than Euler's."""
     if not settings.causal and settings.step != "euler":
         raise ValueError(f"a bidirectional checkpoint is sampled with step 'euler', its settings say {settings.step!r}")
-    encoder = demo_encoder(settings.text_encoder, checkpoint.config.text_len, checkpoint.config.text_dim)
+    encoder = DemoTextEncoder(checkpoint.config.text_len, checkpoint.config.text_dim)
     height, width = latent_size(data.size, data.size)
     frames = latent_frames(data.num_pixel_frames)
     model, schedule = checkpoint.model, settings.diagonal_schedule()

@@ -16,7 +16,7 @@ from torch import Tensor
 from diag_core import DiagonalSchedule, SeededNoise, SwitchPolicy, Timeline, stream_chunks
 from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint
 from diag_core.chunk_loop import Chunk, Forward
-from diag_core.demo_text import demo_encoder
+from diag_core.demo_text import DemoTextEncoder
 from diag_core.geometry import latent_size
 from diag_core.schedule_text import MAX_STEPS
 from diag_core.vae import TinyVAE
@@ -99,7 +99,7 @@ class SwitchSampler:
             raise ValueError("a bidirectional checkpoint makes the whole video at once: prompts cannot switch in it")
         self.model, self.settings, self.vae, self.config = checkpoint.model, settings, vae, config
         config = checkpoint.config
-        self.encoder = demo_encoder(settings.text_encoder, config.text_len, config.text_dim)
+        self.encoder = DemoTextEncoder(config.text_len, config.text_dim)
         # Whatever the checkpoint does after a switch of its own accord would blur what is compared.
         self.schedule = dataclasses.replace(settings.diagonal_schedule(), after_switch=())
 
