@@ -80,7 +80,7 @@ class ToyRecipe:
 
 
 def toy() -> ToyRecipe:
-    """64x64 pixels, sized for two CPU cores; not run from nothing since the teacher's noise levels changed."""
+    """64x64 pixels, sized for two CPU cores; not run from nothing since its noise levels and its encoder changed."""
     return ToyRecipe()
 
 
