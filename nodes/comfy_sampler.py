@@ -37,6 +37,7 @@ from .comfy_conditions import KEY, Kept, StockRun
 from .comfy_fast import idle_bytes
 from .comfy_model import check_model
 from .live import listening
+from .pace import Pace
 from .preview import Previewer
 from .prompt_timeline import TIMELINE_KEY
 from .record import EXTEND_KEY, RECORD_KEY, Record, splice
@@ -57,7 +58,7 @@ class Streaming:
     Attributes:
         latent_frames: of the video, which the latent that is sampled into does not tell.
         memory: bytes that decoding takes beside sampling.
-        consume: (chunks, what shows a JPEG preview) -> None; runs through the chunks.
+        consume: (chunks, what shows the JPEG preview that is made when called) -> None; runs through the chunks.
     """
 
     latent_frames: int
@@ -308,7 +309,7 @@ def sample_video(
                 out[:, :, chunk.start_frame : chunk.start_frame + chunk.latents.shape[2]] = chunk.latents
                 if chunk.take is not None and chunk.steps:
                     taken.append(_on_cpu(chunk.take))
-                progress.picture(previewer.picture(chunk.latents))
+                progress.picture(partial(previewer.picture, chunk.latents))
     if settings.causal and job.streaming is None:
         on_cpu = tuple(timeline.to("cpu") for timeline in timelines)
         job.record = Record(plan.chunk_frames, frames, None if given is None else given.cpu(), tuple(taken), on_cpu)
@@ -389,6 +390,7 @@ class _Progress:
         self.total, self.done = total, 0
         self.bar = comfy.utils.ProgressBar(total)
         self.console = tqdm(total=total, disable=disable, desc="Diagonal Sampler", unit="forward")
+        self.pace, self.picture_pace = Pace(100, 4), Pace(10, 1)
 
     def forward(self, forward: Forward) -> None:
         self.done += 1
@@ -397,11 +399,13 @@ class _Progress:
             self.console.total = self.total
         self.console.set_postfix_str(f"chunk {forward.chunk + 1}", refresh=False)
         self.console.update()
-        self.bar.update_absolute(self.done, self.total)
+        if self.done == self.total or self.pace.allows():
+            self.bar.update_absolute(self.done, self.total)
         comfy_bridge.check_interrupted()
 
-    def picture(self, preview: tuple[str, Any, int]) -> None:
-        self.bar.update_absolute(self.done, self.total, preview)
+    def picture(self, make: Callable[[], tuple[str, Any, int]]) -> None:
+        if self.picture_pace.allows():
+            self.bar.update_absolute(self.done, self.total, make())
 
     def close(self) -> None:
         self.console.close()

@@ -64,7 +64,7 @@ def write_video(
 
     Args:
         vae: on the device where it decodes.
-        show: takes a JPEG preview for each chunk.
+        show: takes what makes a JPEG preview, for each chunk; whether it is made is its own affair.
         size: width and height in pixels.
     """
     from PIL import Image
@@ -80,5 +80,6 @@ def write_video(
     ):
         for frames in pieces:
             writer.write(frames.pixels)
-            show(("JPEG", Image.fromarray(frames.pixels[-1].numpy()), MAX_SIDE))
+            newest = frames.pixels[-1]
+            show(lambda newest=newest: ("JPEG", Image.fromarray(newest.numpy()), MAX_SIDE))
 

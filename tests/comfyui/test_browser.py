@@ -187,7 +187,7 @@ def test_a_prompt_typed_while_the_video_is_made_changes_it(tab, tmp_path):
     typed, told = tab.page.locator(".ddx-live input"), tab.page.locator(".ddx-live .ddx-grow").last
     tab.page.evaluate(  # long enough for a fast machine; it is stopped
         "(kind) => { const { widgets } = app.graph.nodes.find((n) => n.type === kind);"
-        " widgets.find((w) => w.name === 'length').value = 600 }",
+        " widgets.find((w) => w.name === 'length').value = 3600 }",
         "DiagDistillStream",
     )
     assert typed.is_disabled() and "Run the graph" in typed.get_attribute("placeholder")

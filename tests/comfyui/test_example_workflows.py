@@ -27,6 +27,7 @@ NAMES = (
 SAMPLERS = ("DiagDistillSampler", "SamplerCustomAdvanced", "DiagDistillStream")
 SIZE = 64  # pixels
 SHORTER = 0.4  # 7.5 s become 3 s, which still holds the timeline's first switch
+LONGEST = 12.0
 
 
 def workflow(name: str) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def small(prompt: dict[str, Any]) -> dict[str, Any]:
         if "width" in inputs:
             inputs["width"] = inputs["height"] = SIZE
         if "length" in inputs:
-            inputs["length"] *= SHORTER
+            inputs["length"] = min(SHORTER * inputs["length"], LONGEST)
     return prompt
 
 

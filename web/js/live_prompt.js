@@ -61,9 +61,10 @@ class LivePrompt {
   async say(prompt) {
     if (!this.mine || !prompt.trim()) return;
     const { prompt_id } = running;
+    this.tell(t("liveSent", { prompt: prompt.trim() })); // before the answer: a fast model switches before that comes
     const answer = await send("live", { prompt_id, node_id: String(this.node.id), prompt });
-    if (!answer.error) this.input.value = "";
-    this.tell(answer.error ?? t("liveSent", { prompt: answer.prompt }), !!answer.error);
+    if (answer.error) this.tell(answer.error, true);
+    else this.input.value = "";
   }
 
   tell(text, failed = false) {
