@@ -11,26 +11,26 @@ from typing import Any
 
 from diag_core.checkpoint import CheckpointSettings
 
-_ROWS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "digit": ("digits right", lambda x: f"{100 * x:.1f}%"),
-    "digit_alone": ("... of videos with one digit", lambda x: f"{100 * x:.1f}%"),
-    "digit_pairs": ("... of videos with two digits", lambda x: f"{100 * x:.1f}%"),
-    "direction": ("directions right, by centre", lambda x: f"{100 * x:.1f}%"),
-    "flow_direction": ("directions right, by optical flow", lambda x: f"{100 * x:.1f}%"),
-    "motion": ("whole motion right", lambda x: f"{100 * x:.1f}%"),
-    "colour": ("colours right", lambda x: f"{100 * x:.1f}%"),
-    "path_error": ("distance from the path asked for, pixels", lambda x: f"{x:.2f}"),
-    "amplitude": ("motion amplitude by centre, pixels a frame", lambda x: f"{x:.3f}"),
-    "flow_amplitude": ("motion amplitude by optical flow, pixels a frame", lambda x: f"{x:.3f}"),
-    "colour_error": ("colour error, RMS of 0..1", lambda x: f"{x:.4f}"),
-    "ground_error": ("ground error, RMS of 0..1", lambda x: f"{x:.4f}"),
-    "frechet": ("Frechet distance of frames", lambda x: f"{x:.2f}"),
+_ROWS = {
+    "digit": ("digits right", ".1%"),
+    "digit_alone": ("... of videos with one digit", ".1%"),
+    "digit_pairs": ("... of videos with two digits", ".1%"),
+    "direction": ("directions right, by centre", ".1%"),
+    "flow_direction": ("directions right, by optical flow", ".1%"),
+    "motion": ("whole motion right", ".1%"),
+    "colour": ("colours right", ".1%"),
+    "path_error": ("distance from the path asked for, pixels", ".2f"),
+    "amplitude": ("motion amplitude by centre, pixels a frame", ".3f"),
+    "flow_amplitude": ("motion amplitude by optical flow, pixels a frame", ".3f"),
+    "colour_error": ("colour error, RMS of 0..1", ".4f"),
+    "ground_error": ("ground error, RMS of 0..1", ".4f"),
+    "frechet": ("Frechet distance of frames", ".2f"),
 }
-_DRIFT: dict[str, tuple[str, Callable[[float], str]]] = {
-    "digit": ("drift of digits right, last chunk less first", lambda x: f"{100 * x:+.1f}%"),
-    "saturation": ("drift of saturation", lambda x: f"{x:+.3f}"),
-    "contrast": ("drift of contrast", lambda x: f"{x:+.3f}"),
-    "colour_error": ("drift of colour error", lambda x: f"{x:+.3f}"),
+_DRIFT = {
+    "digit": ("drift of digits right, last chunk less first", "+.1%"),
+    "saturation": ("drift of saturation", "+.3f"),
+    "contrast": ("drift of contrast", "+.3f"),
+    "colour_error": ("drift of colour error", "+.3f"),
 }
 
 
@@ -67,11 +67,11 @@ def score_table(
 
     row("forwards of a video", [str(forwards_of[stage]) for stage in stages])
     row("seconds of a video", [f"{seconds[stage]:.2f}" for stage in stages])
-    for key, (title, text) in _ROWS.items():
+    for key, (title, form) in _ROWS.items():
         if all(key in report["scores"] for report in reports.values()):
-            row(title, [f"{text(r['scores'][key])} ± {text(r['spread'][key])}" for r in reports.values()])
-    for key, (title, text) in _DRIFT.items():
-        row(title, [text(report["drift"][key]) for report in reports.values()])
+            row(title, [f"{r['scores'][key]:{form}} ± {r['spread'][key]:{form}}" for r in reports.values()])
+    for key, (title, form) in _DRIFT.items():
+        row(title, [format(report["drift"][key], form) for report in reports.values()])
     return lines
 
 
