@@ -152,7 +152,7 @@ def test_activations_can_be_computed_again_instead_of_kept() -> None:
 
 def cpu_distil(name: str) -> Distil:
     recipe = replace(getattr(cpu(), name), steps=3, batch=1, generator_every=2, sample_every=0, compiled=False)
-    config = cpu().preparation.teacher.model
+    config = cpu().preparation.model
     student = model(config, 0)
     encoder = _digits_encoder(config)
     return Distil(
@@ -163,7 +163,7 @@ def cpu_distil(name: str) -> Distil:
 
 def cpu_ode_init(name: str) -> OdeInit:
     recipe = replace(cpu().ode_init, steps=3, batch=2, sample_every=0, compiled=False)
-    config = cpu().preparation.teacher.model
+    config = cpu().preparation.model
     points = torch.randn(4, 5, 16, 6, 8, 8, generator=torch.Generator().manual_seed(0)).half()
     sigmas = torch.tensor([1.0, 0.9375, 0.8333, 0.3571, 0.0])
     prompts = draw_digits(np.random.default_rng(0), 4)

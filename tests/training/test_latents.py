@@ -60,6 +60,13 @@ def test_shards_are_a_function_of_their_number(tmp_path: Path, vae: TinyVAE) -> 
     assert make_shard("videos", 1, folder=two, vae=vae, seed=0, size=2, data=SHORT).stat().st_mtime_ns == before
 
 
+def test_two_digits_are_as_frequent_as_asked_for(tmp_path: Path, vae: TinyVAE) -> None:
+    for pairs in (0.0, 1.0):
+        path = make_shard("first_frames", 0, folder=tmp_path / str(pairs), vae=vae, seed=0, size=20, pairs=pairs)
+        scenes = indices_to_scenes(load_tensors(path)[0]["attributes"])
+        assert {len(scene.movers) for scene in scenes} == {1 + int(pairs)}
+
+
 def test_wrong_use_is_refused(tmp_path: Path, vae: TinyVAE) -> None:
     with pytest.raises(ValueError, match="unknown kind of latents 'frames'"):
         make_shard("frames", 0, folder=tmp_path, vae=vae, seed=0)

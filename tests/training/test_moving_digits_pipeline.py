@@ -21,7 +21,7 @@ from training.logbook import read_log
 from training.recipes.moving_digits import cpu, smoke
 from training.stages.moving_digits import STAGES
 
-RESULTS = ("vae", "classifier", "teacher", "ode_init", "stage1", "stage2", "dit")
+RESULTS = ("vae", "classifier", "looks", "teacher", "ode_init", "stage1", "stage2", "dit")
 
 
 def toy(folder: Path, *more: str) -> int:
@@ -162,7 +162,7 @@ def test_a_missing_checkpoint(tmp_path: Path, told) -> None:
 def test_a_checkpoint_of_another_size(done: Path, tmp_path: Path, told) -> None:
     for name in ("vae", "classifier", "teacher"):
         (tmp_path / f"{name}.safetensors").write_bytes((done / f"{name}.safetensors").read_bytes())
-    config = replace(smoke().preparation.teacher.model, num_layers=2)
+    config = replace(smoke().preparation.model, num_layers=2)
     save_dit(tmp_path / "ode_init.safetensors", WanDiT(config), config)
     assert toy(tmp_path, "--stage", "stage1") == 2
     assert "must have num_layers 1, it has 2" in told()
@@ -221,7 +221,7 @@ def test_a_run_that_collapses_says_so(done: Path, tmp_path: Path, told) -> None:
 
 def test_the_cpu_recipe_is_that_of_the_benchmark() -> None:
     recipe = cpu()
-    assert recipe.preparation.teacher.model == WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=6, text_len=32)
+    assert recipe.preparation.model == WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=6, text_len=32)
     assert recipe.preparation.data.size == 64 and recipe.preparation.data.num_pixel_frames == 81
     assert (recipe.stage1.schedule, recipe.stage2.schedule) == ("4", "4322222")
     assert {recipe.stage1.chunk_frames, recipe.stage2.chunk_frames, recipe.ode_init.chunk_frames} == {3}

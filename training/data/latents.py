@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from diag_core.vae.tiny import TinyVAE
 
 from ..io import load_tensors, save_tensors
 from .moving_digits import MovingDigitsConfig, draw_clips, render
-from .prompts import COLOURS, DIRECTIONS, GROUNDS, MOTIONS, SPEEDS, Mover, Scene, random_prompt
+from .prompts import COLOURS, DIRECTIONS, GROUNDS, MOTIONS, PAIR_FRACTION, SPEEDS, Mover, Scene, random_prompt
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +57,6 @@ class LatentSet:
     first_frame_attributes: torch.Tensor
     """uint8 [M,13]"""
 
-    @cached_property
-    def video_pairs(self) -> torch.Tensor:
-        """bool [N], where a video shows two digits"""
-        return has_two_digits(self.video_attributes)
-
-    @cached_property
-    def first_frame_pairs(self) -> torch.Tensor:
-        """bool [M], where a first frame does"""
-        return has_two_digits(self.first_frame_attributes)
-
     def video_prompts(self, indices: Sequence[int] | torch.Tensor, rng: np.random.Generator) -> list[str]:
         """Prompts of these videos, each in a random phrasing."""
         return [
@@ -92,11 +81,6 @@ def scenes_to_indices(scenes: Sequence[Scene]) -> torch.Tensor:
             row += [values.index(getattr(mover, name)) for name, values in _VALUES.items()]
         rows.append(row + [_ABSENT] * (1 + 2 * len(_VALUES) - len(row)))
     return torch.tensor(rows, dtype=torch.uint8).reshape(-1, 1 + 2 * len(_VALUES))
-
-
-def has_two_digits(indices_N13: torch.Tensor) -> torch.Tensor:
-    """bool [N] of scenes as `scenes_to_indices` gives them."""
-    return indices_N13[:, 1 + len(_VALUES)] != _ABSENT
 
 
 def indices_to_scenes(indices_N13: torch.Tensor) -> list[Scene]:
@@ -124,9 +108,10 @@ def make_shard(
     size: int | None = None,
     split: str = "train",
     data: MovingDigitsConfig | None = None,
+    pairs: float = PAIR_FRACTION,
 ) -> Path:
     """Render and encode shard `number` of `kind` ("videos" or "first_frames") unless its file is there; returns its
-    path.
+    path. `pairs` is the share of scenes with two digits.
 
     Raises ValueError for another kind."""
     if kind not in SHARD_SIZE:
@@ -143,13 +128,13 @@ def make_shard(
     scenes: list[Scene] = []
     for start in range(0, size, _BATCH[kind]):
         indices = range(offset + start, offset + min(size, start + _BATCH[kind]))
-        clips = draw_clips(indices, split=split, seed=seed, config=data)
+        clips = draw_clips(indices, split=split, seed=seed, config=data, pairs=pairs)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             encoded = vae.encode(render(clips, data, frames=frames).to(device)).cpu()
         latents.append(encoded[:, :, 0] if kind == "first_frames" else encoded)
         scenes.extend(clip.scene for clip in clips)
     tensors = {"latents": torch.cat(latents).half(), "attributes": scenes_to_indices(scenes)}
-    return save_tensors(path, tensors, {"kind": kind, "seed": seed, "split": split, "number": number})
+    return save_tensors(path, tensors, {"kind": kind, "seed": seed, "split": split, "number": number, "pairs": pairs})
 
 
 def load_latents(folder: str | Path) -> LatentSet:

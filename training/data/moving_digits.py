@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from .paths import Body, Clip, MovingDigitsConfig, draw_bodies, path
-from .prompts import COLOURS, GROUNDS, Mover, Scene, sample_scene
+from .prompts import COLOURS, GROUNDS, PAIR_FRACTION, Mover, Scene, sample_scene
 
 SPLITS = ("train", "validation", "test")
 
@@ -64,11 +64,12 @@ def draw_clip(
     config: MovingDigitsConfig,
     scene: Scene | None = None,
     held_out: bool | None = False,
+    pairs: float = PAIR_FRACTION,
 ) -> Clip:
-    """Clip `index` of the data set (split, seed); `scene` fixes what the prompt says, `held_out` is as in
+    """Clip `index` of the data set (split, seed); `scene` fixes what the prompt says, `held_out` and `pairs` are as in
     `sample_scene`. Training scans are rotated and scaled a little, the others are shown as they are."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    scene = scene or sample_scene(rng, held_out=held_out)
+    scene = scene or sample_scene(rng, held_out=held_out, pairs=pairs)
     scans = [scans_of(split, mover.digit) for mover in scene.movers]
     chosen = [part[int(rng.integers(len(part)))] for part in scans]
     return Clip(scene=scene, bodies=draw_bodies(rng, scene, chosen, config, augmented=split == "train"))
@@ -82,13 +83,14 @@ def draw_clips(
     config: MovingDigitsConfig,
     scenes: Sequence[Scene] | None = None,
     held_out: bool | None = False,
+    pairs: float = PAIR_FRACTION,
 ) -> list[Clip]:
     """`draw_clip` for several indices; `scenes`, when given, has one entry an index."""
     given: Sequence[Scene | None] = [None] * len(indices) if scenes is None else scenes
     if len(given) != len(indices):
         raise ValueError(f"{len(indices)} indices but {len(given)} scenes; give one scene for each index")
     return [
-        draw_clip(i, split=split, seed=seed, config=config, scene=scene, held_out=held_out)
+        draw_clip(i, split=split, seed=seed, config=config, scene=scene, held_out=held_out, pairs=pairs)
         for i, scene in zip(indices, given, strict=True)
     ]
 

@@ -30,11 +30,6 @@ class FlowMatchingRecipe:
     sparse_batch: int = 16
     video_frame_share: float = 0.5
     """share of single frames that are cut from videos; the rest are single images, as a video's first latent frame"""
-    pairs_from: int = 1000
-    """step from which two digits are shown more often than the data has them: what belongs to which of
-    them is learnt after shapes"""
-    pair_share: float = 0.45
-    """share of samples with two digits from then on"""
     learning_rate: float = 8e-4
     warmup_steps: int = 100
     cooldown: float = 0.35
@@ -63,7 +58,7 @@ class FlowMatchingRecipe:
         for name in (*batches, "image_every", "sparse_stride", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe: {name} must be at least 1, got {getattr(self, name)}")
-        shares = ("prompt_dropout", "cooldown", "ema", "video_frame_share", "pair_share")
+        shares = ("prompt_dropout", "cooldown", "ema", "video_frame_share")
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"recipe: {name} must be from 0 to 1, got {getattr(self, name)}")

@@ -17,9 +17,8 @@ from .teacher import FlowMatchingRecipe
 def _motion(**changes: Any) -> FlowMatchingRecipe:
     """Videos, and few single frames."""
     recipe = FlowMatchingRecipe(
-        seed=1, image_steps=0, video_steps=4400, sparse_of=(2, 3), sparse_batch=20, cooldown=0.4, pairs_from=0,
-        pair_share=0.7,
-    )  # fmt: skip
+        seed=1, image_steps=0, video_steps=4600, sparse_of=(2, 3), sparse_batch=20, cooldown=0.4
+    )
     return replace(recipe, **changes)
 
 
@@ -31,14 +30,21 @@ class ToyRecipe:
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     latents_seed: int = 0
-    video_shards: int = 16
+    pairs: float = 0.6
+    """share of training samples with two digits. They need many different ones: with 3,200 videos of two the teacher
+    learnt those by heart, and which digit a word belongs to only in them"""
+    video_shards: int = 30
     videos_a_shard: int = 1000
     image_shards: int = 15
     images_a_shard: int = 10_000
-    teacher: FlowMatchingRecipe = field(default_factory=lambda: FlowMatchingRecipe(sparse_of=(2, 3), compiled=True))
-    """what things look like: single latent frames, then videos"""
+    looks: FlowMatchingRecipe = field(
+        default_factory=lambda: FlowMatchingRecipe(
+            image_steps=1000, video_steps=1200, sparse_of=(2, 3), cooldown=0.1, compiled=True
+        )
+    )
+    """the teacher's first part, what things look like: single latent frames, then videos"""
     motion: FlowMatchingRecipe = field(default_factory=lambda: _motion(compiled=True))
-    """how they move; begins with the weights of `teacher`"""
+    """its second, how they move; begins with the weights of `looks`"""
     settings: CheckpointSettings = field(
         default_factory=lambda: CheckpointSettings(
             schedule="50", shift=5.0, causal=False, step="euler", cfg=3.0, text_encoder="demo-clauses",
@@ -56,16 +62,23 @@ class ToyRecipe:
     def __post_init__(self) -> None:
         if self.autoencoder.data != self.data:
             raise ValueError("recipe: autoencoder and teacher are trained on other videos; give both one `data`")
-        for name, stage in (("teacher", self.teacher), ("motion", self.motion)):
+        for name, stage in (("looks", self.looks), ("motion", self.motion)):
             if self.sample_every < 1 or self.sample_every % stage.save_every:
                 raise ValueError(
                     f"recipe: sample_every must be a multiple of {name}.save_every, {stage.save_every}, got "
                     f"{self.sample_every}"
                 )
-        if self.teacher.model != self.motion.model:
-            raise ValueError("recipe: motion goes on with the teacher's weights; give both one `model`")
+        if self.looks.model != self.motion.model:
+            raise ValueError("recipe: motion goes on with the weights of looks; give both one `model`")
+        if not 0 <= self.pairs <= 1:
+            raise ValueError(f"recipe: pairs must be from 0 to 1, got {self.pairs}")
         if self.settings.causal:
             raise ValueError("recipe: the teacher is bidirectional; give settings with causal=False")
+
+    @property
+    def model(self) -> WanConfig:
+        """of the teacher, and so of all that is distilled from it"""
+        return self.motion.model
 
     def with_seed(self, seed: int) -> ToyRecipe:
         """The same recipe from other random numbers in every stage."""
@@ -74,7 +87,7 @@ class ToyRecipe:
             autoencoder=replace(self.autoencoder, seed=seed),
             classifier=replace(self.classifier, seed=seed),
             latents_seed=seed,
-            teacher=replace(self.teacher, seed=2 * seed),
+            looks=replace(self.looks, seed=2 * seed),
             motion=replace(self.motion, seed=2 * seed + 1),
         )
 
@@ -92,9 +105,9 @@ def toy_accelerator() -> ToyRecipe:
     return ToyRecipe(
         data=data,
         autoencoder=AutoencoderConfig(data=data, steps=4000, pixel_frames=416),
-        video_shards=24,
+        video_shards=40,
         image_shards=24,
-        teacher=FlowMatchingRecipe(
+        looks=FlowMatchingRecipe(
             model=model,
             image_steps=3000,
             video_steps=4000,
@@ -120,7 +133,7 @@ def toy_smoke() -> ToyRecipe:
         videos_a_shard=8,
         image_shards=1,
         images_a_shard=16,
-        teacher=FlowMatchingRecipe(
+        looks=FlowMatchingRecipe(
             model=model,
             image_steps=2,
             video_steps=3,
@@ -130,9 +143,7 @@ def toy_smoke() -> ToyRecipe:
             save_every=1,
             log_every=2,
         ),
-        motion=_motion(
-            model=model, video_steps=3, video_batch=2, sparse_batch=2, pairs_from=9, save_every=1, log_every=1
-        ),
+        motion=_motion(model=model, video_steps=3, video_batch=2, sparse_batch=2, save_every=1, log_every=1),
         settings=replace(ToyRecipe().settings, schedule="1"),
         sample_every=2,
         sample_steps=1,

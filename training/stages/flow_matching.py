@@ -81,18 +81,17 @@ def draw_batch(recipe: FlowMatchingRecipe, data: LatentSet, step: int) -> Batch:
     rng = np.random.default_rng([recipe.seed, step])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     positions: tuple[int, ...] | None = None
-    pair_share = recipe.pair_share if step >= recipe.pairs_from else None
     if recipe.on_images(step):
         size = recipe.image_batch
         cut = round(size * recipe.video_frame_share)
-        images = _draw_indices(rng, data.first_frame_pairs, size - cut, pair_share)
-        videos = _draw_indices(rng, data.video_pairs, cut, pair_share)
+        images = torch.from_numpy(rng.integers(len(data.first_frames), size=size - cut))
+        videos = torch.from_numpy(rng.integers(len(data.videos), size=cut))
         frames = torch.from_numpy(rng.integers(data.videos.shape[2], size=cut))
         latents = torch.cat([data.first_frames[images], data.videos[videos, :, frames]]).unsqueeze(2)
         prompts = data.first_frame_prompts(images, rng) + data.video_prompts(videos, rng)
     else:
         size = recipe.sparse_batch if recipe.on_sparse(step) else recipe.video_batch
-        videos = _draw_indices(rng, data.video_pairs, size, pair_share)
+        videos = torch.from_numpy(rng.integers(len(data.videos), size=size))
         latents, prompts = data.videos[videos], data.video_prompts(videos, rng)
         if recipe.on_sparse(step):
             stride = recipe.sparse_stride
@@ -108,20 +107,6 @@ def draw_batch(recipe: FlowMatchingRecipe, data: LatentSet, step: int) -> Batch:
         torch.randn(latents.shape, generator=generator),
         positions,
     )
-
-
-def _draw_indices(rng: np.random.Generator, pairs_N: Tensor, size: int, pair_share: float | None) -> Tensor:
-    """Indices [size] of samples, `pair_share` of them with two digits; None draws from all alike."""
-    if pair_share is None:
-        return torch.from_numpy(rng.integers(len(pairs_N), size=size))
-    counts = (round(pair_share * size), size - round(pair_share * size))
-    drawn = []
-    for which, count, what in zip((pairs_N, ~pairs_N), counts, ("two digits", "one digit"), strict=True):
-        those = torch.nonzero(which)[:, 0]
-        if count and not len(those):
-            raise ValueError(f"the data has no samples with {what}, of which the recipe wants some: make more shards")
-        drawn.append(those[torch.from_numpy(rng.integers(max(1, len(those)), size=count))])
-    return torch.cat(drawn)
 
 
 def flow_matching_loss(

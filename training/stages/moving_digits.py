@@ -5,8 +5,8 @@ A stage leaves its result in the output folder. What is there is not made again,
     autoencoder  vae.safetensors             ode-pairs  ode_pairs/pairs_*.safetensors
     classifier   classifier.safetensors      ode-init   ode_init.safetensors
     latents      latents/*.safetensors       stage1     stage1.safetensors
-    teacher      teacher.safetensors         stage2     stage2.safetensors
-                                             export     dit.safetensors
+    looks        looks.safetensors           stage2     stage2.safetensors
+    teacher      teacher.safetensors         export     dit.safetensors
                                              evaluate   scores/*.json
 """
 
@@ -79,9 +79,11 @@ class Pipeline:
         self._need(CLASSIFIER, "classifier")
         toy_teacher.prepare(self.recipe.preparation, self.folder, device=str(self.device))
 
+    def looks(self) -> None:
+        toy_teacher.train_looks(self.recipe.preparation, self.folder, device=str(self.device))
+
     def teacher(self) -> None:
-        if not (self.folder / TEACHER).exists():
-            toy_teacher.train(self.recipe.preparation, self.folder, device=str(self.device))
+        toy_teacher.train_motion(self.recipe.preparation, self.folder, device=str(self.device))
 
     # -- distillation -------------------------------------------------------------------------------------------------
 
@@ -199,7 +201,7 @@ class Pipeline:
         return path
 
     def _model(self, file: str, made_by: str, role: str) -> LoadedCheckpoint:
-        like = self.recipe.preparation.teacher.model
+        like = self.recipe.preparation.model
         return load_role(self.folder / file, role, like=like, made_by=made_by, device=self.device)
 
     def _digests(self, *files: str) -> dict[str, str]:
@@ -214,20 +216,21 @@ class Pipeline:
 
     @cached_property
     def _encoder(self) -> DemoTextEncoder:
-        model = self.recipe.preparation.teacher.model
+        model = self.recipe.preparation.model
         return DemoTextEncoder(model.text_len, model.text_dim)
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
         data = self.recipe.preparation.data
         height, width = latent_size(data.size, data.size)
-        return self.recipe.preparation.teacher.model.in_dim, latent_frames(data.num_pixel_frames), height, width
+        return self.recipe.preparation.model.in_dim, latent_frames(data.num_pixel_frames), height, width
 
 
 STAGES = {
     "autoencoder": Pipeline.autoencoder,
     "classifier": Pipeline.classifier,
     "latents": Pipeline.latents,
+    "looks": Pipeline.looks,
     "teacher": Pipeline.teacher,
     "ode-pairs": Pipeline.ode_pairs,
     "ode-init": Pipeline.ode_init,

@@ -27,7 +27,9 @@ from ..data.prompts import held_out_scenes, to_prompt
 from ..evaluate import Sampler, evaluate_videos, score_videos
 from ..evaluate import compare as compare_samplers
 from ..io import save_json
+from ..recipes.teacher import FlowMatchingRecipe
 from ..recipes.toy import ToyRecipe
+from ..roles import load_role
 from ..videos import SHOWN, save_videos
 from . import autoencoder, flow_matching
 
@@ -37,8 +39,9 @@ EVALUATION_SEED = 20_000
 """of the held-out prompts"""
 _SAMPLE_SEED = 10_000
 """of the prompts that are sampled during training"""
+LOOKS = "looks.safetensors"
 TEACHER = "teacher.safetensors"
-"""its file in the output folder"""
+"""its files in the output folder: half-way, and in the end"""
 
 
 def run(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> dict[str, Any]:
@@ -49,7 +52,8 @@ def run(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> dict[str, An
         OSError: a full disk, say; nothing is left half written.
     """
     prepare(recipe, folder, device=device)
-    train(recipe, folder, device=device)
+    train_looks(recipe, folder, device=device)
+    train_motion(recipe, folder, device=device)
     return evaluate(
         folder,
         prompts=recipe.evaluation_prompts,
@@ -72,8 +76,9 @@ def prepare(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> None:
     ):
         for number in range(shards):
             make_shard(
-                kind, number, folder=folder / "latents", vae=vae, seed=recipe.latents_seed, size=size, data=recipe.data
-            )
+                kind, number, folder=folder / "latents", vae=vae, seed=recipe.latents_seed, size=size, data=recipe.data,
+                pairs=recipe.pairs,
+            )  # fmt: skip
             log.info("latents: %s, shard %d of %d", kind, number + 1, shards)
 
 
@@ -98,38 +103,53 @@ def make_classifier(recipe: ToyRecipe, vae: TinyVAE, path: Path) -> None:
     save_classifier(path, model, {"test_accuracy": real, "test_accuracy_reconstructed": decoded, **settings})
 
 
-def train(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> Path:
-    """Flow matching on the latents of `folder`, looks first and then motion; writes the averaged weights with their
-    sampling settings."""
-    model = recipe.teacher.model
-    encode = DemoTextEncoder(model.text_len, model.text_dim).encode
-    data = load_latents(folder / "latents")
-    weights: dict[str, Tensor] | None = None
-    for name, stage in (("teacher", recipe.teacher), ("motion", recipe.motion)):
-        watch = _watch(recipe, folder, name, device)
-        weights = flow_matching.train(
-            stage, data, encode, folder / name, initial=weights, device=device, watch=watch
+def train_looks(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> None:
+    """Flow matching on the latents of `folder`, its first part; writes the averaged weights."""
+    if not (folder / LOOKS).exists():
+        _train(recipe, folder, recipe.looks, LOOKS, None, device)
+
+
+def train_motion(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> None:
+    """The second part, from the weights of the first; writes the teacher."""
+    if not (folder / TEACHER).exists():
+        looks = load_role(
+            folder / LOOKS, "teacher half-way", like=recipe.model, made_by="looks", device=torch.device("cpu")
         )
-    assert weights is not None
-    save_dit(folder / TEACHER, weights, recipe.teacher.model, recipe.settings, dtype=torch.bfloat16)
-    return folder / TEACHER
+        _train(recipe, folder, recipe.motion, TEACHER, looks.model.state_dict(), device)
 
 
-def _watch(recipe: ToyRecipe, folder: Path, stage: str, device: str) -> flow_matching.Watch:
-    """Samples a few held-out prompts now and then: videos in `samples` of the stage's folder, scores for the log."""
+def _train(
+    recipe: ToyRecipe,
+    folder: Path,
+    stage: FlowMatchingRecipe,
+    result: str,
+    initial: dict[str, Tensor] | None,
+    device: str,
+) -> None:
+    encode = DemoTextEncoder(recipe.model.text_len, recipe.model.text_dim).encode
+    own = folder / Path(result).stem
+    watch = _watch(recipe, folder, own, device)
+    data = load_latents(folder / "latents")
+    weights = flow_matching.train(stage, data, encode, own, initial=initial, device=device, watch=watch)
+    save_dit(folder / result, weights, recipe.model, recipe.settings, dtype=torch.bfloat16)
+
+
+def _watch(recipe: ToyRecipe, folder: Path, own: Path, device: str) -> flow_matching.Watch:
+    """Samples a few held-out prompts now and then: videos in `samples` of the stage's `own` folder, scores for the
+    log."""
     vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
     classifier = load_classifier(folder / "classifier.safetensors")
     scenes = held_out_scenes(SHOWN, seed=_SAMPLE_SEED)
     settings = dataclasses.replace(recipe.settings, schedule=str(recipe.sample_steps))
-    model = WanDiT(recipe.teacher.model).to(device).eval()
+    model = WanDiT(recipe.model).to(device).eval()
 
     def watch(step: int, weights: dict[str, Tensor]) -> dict[str, float]:
         if step % recipe.sample_every:
             return {}
         model.load_state_dict(weights)
-        sample = sampler_of(LoadedCheckpoint(model, recipe.teacher.model, settings), settings, vae, recipe.data)
+        sample = sampler_of(LoadedCheckpoint(model, recipe.model, settings), settings, vae, recipe.data)
         pixels = sample([to_prompt(scene) for scene in scenes], _SAMPLE_SEED)
-        save_videos(folder / stage / "samples", f"step_{step:06d}", pixels, fps=recipe.data.fps)
+        save_videos(own / "samples", f"step_{step:06d}", pixels, fps=recipe.data.fps)
         scores = score_videos(pixels, scenes, classifier)
         return {name: float(value.nanmean()) for name, value in scores.items() if value.dim() == 1}
 
