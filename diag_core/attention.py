@@ -13,7 +13,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class Attention(Protocol):
@@ -32,11 +31,14 @@ def _cudnn() -> Attention:
     if not torch.backends.cuda.is_built() or not torch.backends.cudnn.is_available():
         raise ImportError("it needs PyTorch with CUDA and cuDNN")
 
-    def cudnn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return sdpa(q, k, v, mask)
+    def cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # Not by `sdpa_kernel`: its switches are the process's, and another thread decodes meanwhile.
+        heads = (x.transpose(1, 2) for x in (q, k, v))
+        differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        out: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(*heads, None, differentiable)[0]
+        return out.transpose(1, 2)
 
-    return cudnn
+    return _dense(cudnn)
 
 
 def _dense(kernel: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attention:

@@ -365,13 +365,15 @@ def _write_diffusers(folder: Path, source: OpenCheckpoint) -> None:
     }
     specs = {theirs: source.specs[ours] for theirs, ours in stored.items()}
     folder.mkdir(parents=True, exist_ok=True)
+    configuration = folder / "config.json"
     try:
+        with replacing(configuration) as file:
+            file.write((json.dumps(content, indent=2) + "\n").encode("utf-8"))
         write_safetensors(
             folder / _DIFFUSERS_FILE, specs, lambda name: source.read(stored[name]), _file_metadata(source)
         )
     except BaseException:
         with contextlib.suppress(OSError):
+            configuration.unlink(missing_ok=True)
             folder.rmdir()  # it was new or empty
         raise
-    with replacing(folder / "config.json") as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode("utf-8"))

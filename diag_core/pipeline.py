@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -103,7 +104,7 @@ class VideoPipeline:
             with contextlib.closing(run_ahead(sample, name="diagdistill sampling")) as sampled:
                 for chunk, done in sampled:
                     check()
-                    with copier.after(done):
+                    with copier.after(done, chunk.latents.device):
                         pixels = to_uint8(decoder.push(self.place(chunk.latents)))
                         if self.pixel_frames is not None:
                             pixels = pixels[: self.pixel_frames - shown]
@@ -127,6 +128,13 @@ def _done(latents: Tensor) -> torch.cuda.Event | None:
     return event
 
 
+@lru_cache
+def _decoding_stream(device: torch.device) -> torch.cuda.Stream:
+    # One for the process: PyTorch has 32 streams a GPU and hands them out in turn, so that one for every video would
+    # some day be the one that a model captures its graphs on.
+    return torch.cuda.Stream(device)
+
+
 class _Copier:
     """Decodes on a stream of its own where the latents are on a GPU, and waits for that stream alone."""
 
@@ -134,12 +142,12 @@ class _Copier:
         self.stream: torch.cuda.Stream | None = None
 
     @contextlib.contextmanager
-    def after(self, done: torch.cuda.Event | None) -> Iterator[None]:
-        """What is queued inside runs after `done`, beside all else."""
+    def after(self, done: torch.cuda.Event | None, device: torch.device) -> Iterator[None]:
+        """What is queued inside on `device` runs after `done`, beside all else."""
         if done is None:
             yield
             return
-        self.stream = self.stream or torch.cuda.Stream()
+        self.stream = _decoding_stream(device)
         self.stream.wait_event(done)
         with torch.cuda.stream(self.stream):
             yield

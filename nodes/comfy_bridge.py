@@ -137,7 +137,7 @@ def wan_vae_of(vae: Any, latent_shape: tuple[int, ...] | None = None) -> VideoVA
     if stock is None or patcher is None:
         raise ValueError("this is no VAE that decodes video; load a Wan 2.1 VAE with Load VAE, or use Tiny VAE Loader")
     needed = vae.memory_used_decode(latent_shape, vae.vae_dtype) if latent_shape else 0
-    comfy.model_management.load_models_gpu([patcher], memory_required=needed)
+    comfy.model_management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
     try:
         return vae_from_state_dict(stock.state_dict()).requires_grad_(False).eval()
     except ValueError as error:

@@ -173,6 +173,16 @@ class StockRun:
         ]
         warn_of_ignored_patches(base.diffusion_model)
 
+    def close(self) -> None:
+        """Lets go of the model: in a cycle it would stay in VRAM until Python looks for cycles."""
+        self.options["transformer_options"].pop(RUN_KEY, None)
+        self.conditions.clear()
+        self.fast = None
+
+    def reloaded(self) -> None:
+        """To be called when the model was away from the GPU: its weights may lie elsewhere now, or not all be there."""
+        self.fast = fast_path(self.guider.model_patcher, self.config, self.dtype)
+
     def say_once(self, text: str) -> None:
         """In the log, once a run."""
         if text not in self._said:

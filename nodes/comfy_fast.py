@@ -7,6 +7,7 @@ changed LoRAs are noticed by where the weights lie, and unloading the model rele
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Any
 
 import comfy.ldm.modules.attention
@@ -49,6 +50,10 @@ def fast_path(patcher: Any, config: WanConfig, dtype: torch.dtype) -> FastDiT | 
         # Prompts are taken as long as they come, as ComfyUI's own forward takes them.
         fast = FastDiT(stock, config=config, dtype=dtype, text_len=1, attention=_attention(patcher.load_device))
         setattr(stock, _KEY, fast)
+        # The two hold each other; ComfyUI relies on a MODEL's memory being free when its last reference goes.
+        weakref.finalize(patcher.model, release, stock).atexit = False
+    else:
+        fast.take_weights()
     _release_on_unload(patcher)
     return fast
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
@@ -246,11 +247,10 @@ def sample_video(
     for condition, timeline in zip(run.conditions, timelines, strict=True):
         condition.switches = len(timeline.entries) > 1
     whole = (batch, channels, frames, height, width)
-    comfy_bridge.free_memory(
-        plan.cache_bytes(settings, run.config, whole, run.dtype, len(timelines)) - idle_bytes(guider.model_patcher),
-        x.device,
-        keep=guider.model_patcher,
-    )
+    cache_bytes = plan.cache_bytes(settings, run.config, whole, run.dtype, len(timelines))
+    _check_room(cache_bytes, plan, frames, x.device)
+    decoding = 0.0 if job.streaming is None else job.streaming.memory
+    one_chunk = [batch, channels, plan.chunk_frames, height, width]
     switch = next((c.cond[TIMELINE_KEY].switch for c in run.conditions if TIMELINE_KEY in c.cond), SwitchPolicy())
     seed = int(extra_args.get("seed") or 0)
     progress = _Progress(_count(settings, plan, frames, given, takes, timelines[0]), disable)
@@ -293,15 +293,23 @@ def sample_video(
     out, taken = torch.empty_like(x, dtype=torch.float32), list(takes)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
+        stack.callback(run.close)
         live = None
         if job.live is not None:
             live = stack.enter_context(
                 listening(
                     job.live.clip, job.live.slots, job.live.fps, guider.model_patcher, x.device,
+                    batch=batch,
+                    memory=decoding + guider.inner_model.memory_required(one_chunk),
+                    reloaded=run.reloaded,
                     keep_past=job.streaming is None,
                 )
             )  # fmt: skip
             job.switches = live.log
+        # After the prompts are encoded: a text encoder takes what is free.
+        comfy_bridge.free_memory(
+            cache_bytes - idle_bytes(guider.model_patcher) + decoding, x.device, keep=guider.model_patcher
+        )
         if job.streaming is not None:
             job.streaming.consume(partial(chunks, live), progress.picture)
         else:
@@ -317,6 +325,17 @@ def sample_video(
     job.status = f"{describe(settings, count)} \u00b7 {time.monotonic() - began:.1f} s"
     log.info("Diagonal Sampler: %s", job.status)
     return out
+
+
+def _check_room(cache_bytes: int, plan: _Plan, frames: int, device: torch.device) -> None:
+    """ValueError where a cache without a window is larger than the device."""
+    there = comfy.model_management.get_total_memory(device)
+    if plan.cache.window_frames is None and cache_bytes > there:
+        raise ValueError(
+            f"this model attends to the whole video: its keys and values of {frames} latent frames take "
+            f"{cache_bytes / 1e9:.0f} GB, and {device} has {there / 1e9:.0f} GB. Make the video shorter, or choose "
+            "preset custom with a window (12, and a sink of 3)"
+        )
 
 
 def _make_live(run: StockRun, timelines: list[Timeline]) -> None:

@@ -68,15 +68,28 @@ def say(prompt_id: Any, node_id: Any, prompt: Any) -> str:
 
 @contextlib.contextmanager
 def listening(
-    clip: Any, slots: Sequence[str], fps: float, model: Any, device: torch.device, *, keep_past: bool
+    clip: Any,
+    slots: Sequence[str],
+    fps: float,
+    model: Any,
+    device: torch.device,
+    *,
+    batch: int,
+    memory: float,
+    reloaded: Callable[[], None],
+    keep_past: bool,
 ) -> Iterator[LivePrompts]:
     """The executing node takes prompts inside.
 
     Args:
         clip: the text encoder. Encoding may push the MODEL `model` out of VRAM on a small card; it is brought back.
+        batch: of the video that is sampled.
+        memory: bytes that sampling goes on to take, beside the weights.
+        reloaded: called when the MODEL has been brought back.
         keep_past: see `LivePrompts`.
     """
     import comfy.model_management
+    import comfy.utils
     from comfy_execution.utils import get_executing_context
 
     context = get_executing_context()
@@ -85,8 +98,9 @@ def listening(
 
     def encode(prompt: str) -> Tensor:
         encoded = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-        comfy.model_management.load_models_gpu([model])
-        return encoded[0][0].to(device, torch.float32)
+        comfy.model_management.load_models_gpu([model], memory_required=memory)
+        reloaded()
+        return comfy.utils.repeat_to_batch_size(encoded[0][0].to(device, torch.float32), batch)
 
     def switched(switch: Switch) -> None:
         at = seconds_at(switch.start_latent_frame, fps)

@@ -18,6 +18,7 @@ from .files import first_fault
 from .latents import length_inputs, size_inputs
 from .length import latent_length, size_fault
 from .live import slots_of
+from .record import EXTEND_KEY, RECORD_KEY
 from .sampler import Checked, choice_of, clip_input, guidance_inputs, preset_inputs, seed_input, settings_inputs
 from .video_file import NewFile, tags, write_video
 
@@ -60,7 +61,7 @@ class DiagDistillStream(Checked, io.ComfyNode):
                     "latent",
                     optional=True,
                     tooltip="Size, length and beginning of the video instead of the fields above: from Start Image "
-                    "Latent, Extend Video or Load Video State.",
+                    "Latent or Extend Video (which also takes what Load Video State loads).",
                 ),
                 clip_input(),
                 io.String.Input(
@@ -142,6 +143,11 @@ class DiagDistillStream(Checked, io.ComfyNode):
             batch, _, frames, rows, columns = comfy_bridge.check_latent(latent).shape
             if batch > 1:
                 raise ValueError(f"Diagonal Stream makes one video at a time; this LATENT is a batch of {batch}")
+            if latent.get(RECORD_KEY) is not None and EXTEND_KEY not in latent:
+                raise ValueError(
+                    "this latent is a video that is finished: put Extend Video between it and Diagonal Stream to go on "
+                    "with it, or disconnect it and give size and length in the fields"
+                )
         size = (columns * _PIXELS, rows * _PIXELS)
         file = NewFile.named(filename_prefix, *size)
         model = comfy_bridge.loaded_with(model, vae)

@@ -64,6 +64,8 @@ class Rig:
     def __init__(self, setting: BenchSetting) -> None:
         self.setting = setting
         self.device = choose_device(setting.device)
+        if self.device.type == "cuda" and self.device.index is not None:
+            torch.cuda.set_device(self.device)
         dtype = DTYPES[setting.dtype]
         self.generator = torch.Generator(self.device).manual_seed(0)
         # From the meta device: a 14B model is never held in float32, nor on the host.

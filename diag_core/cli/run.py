@@ -34,6 +34,8 @@ def run_plan(plan: Plan) -> int:
     Raises:
         ValueError, OSError: a file that cannot be used, or no memory left on the GPU.
     """
+    if plan.device.type == "cuda" and plan.device.index is not None:
+        torch.cuda.set_device(plan.device)  # what names no device, such as a stream, is to be there too
     try:
         return _run(plan)
     except torch.OutOfMemoryError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -37,16 +38,24 @@ class Capturing:
     def __init__(self) -> None:
         self.handle: Any = None
         self.stream: torch.cuda.Stream | None = None
+        self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def capture(self, run: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of `run`, which is not executed, and where a replay leaves its result."""
         with _ONE_AT_A_TIME:
             graph = torch.cuda.CUDAGraph()
-            if self.stream is None:
-                self.handle, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-            # "thread_local": other threads may allocate meanwhile.
-            with torch.cuda.graph(graph, pool=self.handle, stream=self.stream, capture_error_mode="thread_local"):
-                out = run()
+            self.stream = self.stream or torch.cuda.Stream()
+            if not self._alive:
+                # PyTorch takes no more graphs into a pool whose last one is gone.
+                self.handle = torch.cuda.graph_pool_handle()
+            before = torch.cuda.current_stream()
+            try:
+                # "thread_local": other threads may allocate meanwhile.
+                with torch.cuda.graph(graph, pool=self.handle, stream=self.stream, capture_error_mode="thread_local"):
+                    out = run()
+            finally:
+                torch.cuda.set_stream(before)  # a capture that fails to begin or to end leaves its own behind
+            self._alive.add(graph)
         return graph, out
 
 

@@ -125,7 +125,7 @@ class FastDiT:
         self._blocks: list[FastBlock] = []
         self._weights_at: tuple[int, ...] = ()
         self._turned: tuple[tuple[int, ...], Tensor] | None = None
-        self._take_weights()
+        self.take_weights()
 
     @property
     def device(self) -> torch.device:
@@ -150,7 +150,7 @@ class FastDiT:
     def lend(self, cache: Any) -> None:
         """Gives a cache without storage some of this model's; so once a video, it also looks for new weights."""
         if isinstance(cache, KVCache) and not cache.k:
-            self._take_weights()
+            self.take_weights()
             self._lender.lend(cache)
 
     def takes(self, timestep: Tensor, cache: Any, start_frame: int) -> bool:
@@ -200,8 +200,9 @@ class FastDiT:
             loan.graphs = StorageGraphs(self._run, self._shared)
         return loan.graphs
 
-    def _take_weights(self) -> None:
-        """Fuses them, unless they are fused already and lie where they lay; graphs of others are of no use."""
+    def take_weights(self) -> None:
+        """Fuses them, unless they are fused already and lie where they lay; graphs of others are of no use. To be
+        called when something may have moved them while a video is made; between videos it is done by itself."""
         if self._weights_at and self._weights_at == weights_at(self.model):
             return
         self._lender.forget_graphs()

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,16 @@ def main(comfyui: str) -> None:
     comfy.model_management.unload_all_models()
     FOUND["after unloading"] = fast_of(model) is None and fast.idle_bytes == 0
     compare("loaded again", model)
+
+    model = new()
+    sample(model, True)
+    gone = weakref.ref(model.model.diffusion_model)
+    gc.collect()
+    gc.disable()  # ComfyUI counts on references alone when it makes room for the next model
+    before = gone() is not None
+    model = first = fast = block = weight_function = None
+    comfy.model_management.cleanup_models()
+    FOUND["gone with its model"] = before and gone() is None
     print(json.dumps(FOUND))
 
 

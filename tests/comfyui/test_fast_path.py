@@ -51,6 +51,7 @@ def test_it_steps_aside(found: dict[str, Any], name: str, reason: str) -> None:
 def test_it_lives_as_long_as_the_loaded_weights(found: dict[str, Any]) -> None:
     assert found["kept from run to run"]
     assert found["before unloading"] and found["after unloading"]
+    assert found["gone with its model"]
 
 
 def test_it_follows_loras(found: dict[str, Any]) -> None:

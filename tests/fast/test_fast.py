@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -204,6 +205,78 @@ def test_new_weights_are_not_run_by_old_graphs(model, graphs_on_cpu):
     plain = video(model, "clean commits, no window")
     torch.testing.assert_close(video(fast, "clean commits, no window"), plain, atol=2e-4, rtol=2e-4)
     assert RerunGraph.made == 2 * made
+
+
+def test_weights_may_move_while_a_video_is_made(model, graphs_on_cpu):
+    """As ComfyUI moves them to make room for a text encoder and brings them back."""
+    name = "last-step commits and eviction"
+    plain, fast = video(model, name), FastDiT(model)
+    fast.graphs = True
+    video(fast, name)
+    run, forwards = fast._forward, []
+
+    def forward(*arguments):
+        forwards.append(1)
+        if len(forwards) == 5:
+            for parameter in model.parameters():
+                moved = parameter.data.clone()
+                parameter.data.fill_(float("nan"))
+                parameter.data = moved
+            fast.take_weights()
+        return run(*arguments)
+
+    fast._forward = forward
+    torch.testing.assert_close(video(fast, name), plain, atol=2e-4, rtol=2e-4)
+    assert len(forwards) > 5
+
+
+class _Cuda:
+    """What a capture asks of CUDA, and what it finds current."""
+
+    def __init__(self, monkeypatch):
+        self.pools, self.current, self.fails = 0, "the caller's", False
+        for name in ("graph_pool_handle", "current_stream", "set_stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", type("CUDAGraph", (), {}))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: "the capture's")
+
+    def graph_pool_handle(self):
+        self.pools += 1
+        return self.pools
+
+    def current_stream(self):
+        return self.current
+
+    def set_stream(self, stream):
+        self.current = stream
+
+    @contextlib.contextmanager
+    def graph(self, graph, *, pool, stream, capture_error_mode):
+        graph.pool, self.current = pool, stream
+        yield
+        if self.fails:
+            raise RuntimeError("the capture did not end")
+        self.current = "the caller's"
+
+
+def test_a_pool_without_graphs_is_not_used_again(monkeypatch):
+    cuda, capturing = _Cuda(monkeypatch), graphs.Capturing()
+    first, _ = capturing.capture(lambda: torch.zeros(1))
+    second, _ = capturing.capture(lambda: torch.zeros(1))
+    assert first.pool == second.pool
+    del first
+    assert capturing.capture(lambda: torch.zeros(1))[0].pool == second.pool
+    old = second.pool
+    del second
+    assert capturing.capture(lambda: torch.zeros(1))[0].pool != old and cuda.pools == 2
+
+
+def test_a_failed_capture_leaves_the_callers_stream_current(monkeypatch):
+    cuda = _Cuda(monkeypatch)
+    cuda.fails = True
+    with pytest.raises(RuntimeError, match="did not end"):
+        graphs.Capturing().capture(lambda: torch.zeros(1))
+    assert cuda.current == "the caller's"
 
 
 def test_a_capture_that_fails_is_done_without(model, monkeypatch, caplog):

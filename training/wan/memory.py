@@ -170,10 +170,12 @@ def init_memory(recipe: WanOdeInitRecipe, student: WanConfig, *, gpus: int, vide
         Line("weights in use", _gathered(student, gpus)),
     )
     copies = _BF16 * count if gpus == 1 else 0
+    # Attention adds the mask as a bf16 matrix, made anew by each layer and kept for its backward pass.
+    added = _BF16 * tokens**2
     return Memory(
         lines=lines,
-        kept=videos * activations(student, tokens) + copies,
-        checkpointed=videos * checkpointed_activations(student, tokens, tokens),
+        kept=videos * activations(student, tokens) + copies + student.num_layers * added,
+        checkpointed=videos * checkpointed_activations(student, tokens, tokens) + added,
         checkpointing=recipe.checkpointing,
     )
 
