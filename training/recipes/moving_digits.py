@@ -77,7 +77,7 @@ class MovingDigitsRecipe:
 
 def cpu() -> MovingDigitsRecipe:
     """64x64 pixels, sized for two CPU cores. The embedded checkpoint is its distillation of a teacher that was trained
-    for longer than it says; from nothing it has not been run since."""
+    for longer than it says, and on fewer pairs (docs/distillation.md)."""
     return MovingDigitsRecipe()
 
 

@@ -93,7 +93,8 @@ class ToyRecipe:
 
 
 def toy() -> ToyRecipe:
-    """64x64 pixels, sized for two CPU cores; not run from nothing since its noise levels and its encoder changed."""
+    """64x64 pixels, sized for two CPU cores. The teacher it gives from nothing is weaker than the shipped one
+    (docs/distillation.md)."""
     return ToyRecipe()
 
 

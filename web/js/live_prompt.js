@@ -14,6 +14,24 @@ function hasClip(node) {
   return node.inputs?.some((input) => input.name === "clip" && input.link != null);
 }
 
+/** The node with an execution id: 10:4 is node 4 inside of subgraph node 10. */
+function nodeOf(executionId) {
+  let node = null;
+  let graph = app.graph;
+  for (const id of String(executionId).split(":")) {
+    node = graph?.getNodeById?.(id);
+    graph = node?.subgraph;
+  }
+  return node ?? null;
+}
+
+function* everyNode(graph) {
+  for (const node of graph?.nodes ?? []) {
+    yield node;
+    if (node.subgraph) yield* everyNode(node.subgraph);
+  }
+}
+
 class LivePrompt {
   constructor(node) {
     this.node = node;
@@ -39,7 +57,7 @@ class LivePrompt {
   }
 
   get mine() {
-    return running && String(running.node) === String(this.node.id) ? running : null;
+    return running && nodeOf(running.node) === this.node ? running : null;
   }
 
   show() {
@@ -60,9 +78,9 @@ class LivePrompt {
 
   async say(prompt) {
     if (!this.mine || !prompt.trim()) return;
-    const { prompt_id } = running;
+    const { prompt_id, node } = running;
     this.tell(t("liveSent", { prompt: prompt.trim() })); // before the answer: a fast model switches before that comes
-    const answer = await send("live", { prompt_id, node_id: String(this.node.id), prompt });
+    const answer = await send("live", { prompt_id, node_id: String(node), prompt });
     if (answer.error) this.tell(answer.error, true);
     else this.input.value = "";
   }
@@ -88,7 +106,7 @@ class LivePrompt {
 api.addEventListener("diagdistill.live", ({ detail }) => {
   if (detail.state === "listening") running = detail;
   if (detail.state === "ended") running = null;
-  app.graph?.getNodeById?.(detail.node)?.diagdistillLive?.hear(detail);
+  nodeOf(detail.node)?.diagdistillLive?.hear(detail);
 });
 
 /** A page that is opened, or finds the server again, while a video is being sampled has missed the event. */
@@ -96,7 +114,7 @@ async function catchUp() {
   const answer = await askAnew("live");
   if (answer.error) return;
   running = answer.running[0] ?? null;
-  for (const node of app.graph?.nodes ?? []) node.diagdistillLive?.show();
+  for (const node of everyNode(app.graph)) node.diagdistillLive?.show();
 }
 
 api.addEventListener("reconnected", catchUp);
