@@ -55,9 +55,10 @@ def main(comfyui: str) -> None:
     load_pack()
     from pack.diag_core import WanConfig, WanDiT
     from pack.diag_core.fast import FastDiT
+    from pack.diag_core.settings import CheckpointSettings
     from pack.nodes import comfy_bridge, comfy_fast
     from pack.nodes.choice import CUSTOM, SamplingChoice
-    from pack.nodes.comfy_sampler import sample_latent
+    from pack.nodes.comfy_sampler import _check_room, _Plan, sample_latent
 
     logging.getLogger().setLevel(logging.INFO)
     said = Said()
@@ -154,6 +155,17 @@ def main(comfyui: str) -> None:
     model = first = fast = block = weight_function = None
     comfy.model_management.cleanup_models()
     FOUND["gone with its model"] = before and gone() is None
+
+    there = comfy.model_management.get_total_memory(torch.device("cpu"))
+    for window in (None, 12):
+        plan = _Plan.of(CheckpointSettings(schedule="4", window_frames=window), 241)
+        for size in (there, there + 1):
+            try:
+                _check_room(size, plan, 241, torch.device("cpu"))
+                told = ""
+            except ValueError as error:
+                told = str(error)
+            FOUND[f"room, window {window}, {size - there} too many"] = told
     print(json.dumps(FOUND))
 
 

@@ -54,6 +54,13 @@ def test_it_lives_as_long_as_the_loaded_weights(found: dict[str, Any]) -> None:
     assert found["gone with its model"]
 
 
+def test_a_cache_that_the_device_can_never_hold_is_refused(found: dict[str, Any]) -> None:
+    said = {name: text for name, text in found.items() if name.startswith("room")}
+    refusal = said.pop("room, window None, 1 too many")
+    assert "241 latent frames" in refusal and "choose preset custom with a window" in refusal
+    assert set(said.values()) == {""}
+
+
 def test_it_follows_loras(found: dict[str, Any]) -> None:
     assert found["LoRA changes the video"] > 0.01
     assert found["without it again"] < 1e-4

@@ -176,6 +176,24 @@ def test_the_sampler_takes_live_prompts_too_and_its_latent_is_extended_with_them
     torch.testing.assert_close(latents(run, longer), expected, atol=1e-3, rtol=1e-3)
 
 
+def test_a_live_prompt_is_for_every_video_of_a_batch(client, graph, latents):
+    def sampled(g: Graph, prompt: Any, **inputs: Any) -> Node:
+        return g.sampler(g.demo_model(), prompt, g.empty(48, batch_size=2), **inputs)
+
+    g = graph()
+    sampler = sampled(g, g.prompt(), clip=g.prompt()[1])
+    saved = g.save(sampler)
+    run, answer = live_run(client, g, sampler, OTHER_PROMPT)
+    assert run.outcome == "success" and "error" not in answer
+    at = round(run.live[1]["seconds"] * 16 + 3) // 4
+    planned = graph()
+    text = f"0s: {PROMPT}\n{at}lf: {OTHER_PROMPT}"
+    whole = planned.save(
+        sampled(planned, planned.add("DiagDistillPromptTimeline", clip=planned.prompt()[1], text=text))
+    )
+    assert torch.equal(latents(run, saved), latents(client.succeed(planned), whole))
+
+
 def test_slots_are_asked_for_by_number(client, graph):
     g = graph()
     node = with_clip(g, live_prompts=f"{OTHER_PROMPT}\n\n a green 5 moves up fast and stops, on a black ground ")
@@ -297,6 +315,9 @@ def test_a_latent_that_cannot_be_saved_or_streamed_is_named(client, graph):
     g = graph()
     stream(g, latent=g.empty(6, batch_size=2))
     assert "one video at a time" in told(client, g)
+    g = graph()
+    stream(g, latent=g.sampler(g.demo_model(), g.prompt(), g.empty(3)))
+    assert "put Extend Video between" in told(client, g)
     g = graph()
     g.save(g.add("DiagDistillLoadState", state="../../x.video.safetensors"))
     assert "there is no file" in told(client, g)
