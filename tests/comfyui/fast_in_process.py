@@ -146,11 +146,11 @@ def main(comfyui: str) -> None:
     FOUND["after unloading"] = fast_of(model) is None and fast.idle_bytes == 0
     compare("loaded again", model)
 
+    gc.collect()
+    gc.disable()  # ComfyUI counts on references alone when it makes room for the next model
     model = new()
     sample(model, True)
     gone = weakref.ref(model.model.diffusion_model)
-    gc.collect()
-    gc.disable()  # ComfyUI counts on references alone when it makes room for the next model
     before = gone() is not None
     model = first = fast = block = weight_function = None
     comfy.model_management.cleanup_models()
