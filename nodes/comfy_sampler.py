@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,18 +15,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import comfy.model_management
 import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.utils
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..diag_core import CacheConfig, ContextPolicy, SamplerState, SeededNoise, SwitchPolicy, Take, Timeline, WanConfig
+from ..diag_core import SamplerState, SeededNoise, SwitchPolicy, Take, Timeline
 from ..diag_core.chunk_loop import Chunk, Forward
-from ..diag_core.geometry import chunk_spans, tokens_per_frame
+from ..diag_core.geometry import chunk_spans
 from ..diag_core.live import LivePrompts, LiveTimeline, Switch, follow
 from ..diag_core.pipeline import OnForward
 from ..diag_core.sampler import stream_branches
@@ -37,8 +34,9 @@ from .choice import SamplingChoice, describe
 from .comfy_conditions import KEY, Kept, StockRun
 from .comfy_fast import idle_bytes
 from .comfy_model import check_model
+from .comfy_plan import Plan, check_room, prepare_sampling
+from .comfy_progress import Progress
 from .live import listening
-from .pace import Pace
 from .preview import Previewer
 from .prompt_timeline import TIMELINE_KEY
 from .record import EXTEND_KEY, RECORD_KEY, Record, splice
@@ -138,7 +136,7 @@ def sample_latent(
     model = model.clone()
     frames = samples.shape[2] if streaming is None else streaming.latent_frames
     decoding = 0.0 if streaming is None else streaming.memory
-    prepare = partial(_prepare_sampling, settings, config, conditions, frames, decoding)
+    prepare = partial(prepare_sampling, settings, config, conditions, frames, decoding)
     model.add_wrapper_with_key(_PREPARE, KEY, prepare)
     extends = latent.get(EXTEND_KEY)
     job = Job(choice, extends, latent.get("batch_index"), streaming, live)
@@ -157,62 +155,6 @@ def sample_latent(
     )
     kept = {key: value for key, value in latent.items() if key != EXTEND_KEY}
     return {**kept, "samples": out, RECORD_KEY: job.record}, job
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is sampled how, for latents of F frames."""
-
-    chunk_frames: int
-    cache: CacheConfig
-    policy: ContextPolicy
-
-    @classmethod
-    def of(cls, settings: CheckpointSettings, latent_frames: int) -> _Plan:
-        if settings.causal:
-            return cls(settings.chunk_frames, settings.cache(), settings.policy())
-        return cls(latent_frames, CacheConfig(None, 0), ContextPolicy.last_step())  # the whole video is one chunk
-
-    def cache_bytes(
-        self, settings: CheckpointSettings, config: WanConfig, shape: Sequence[int], dtype: torch.dtype, conditions: int
-    ) -> int:
-        if not settings.causal:
-            return 0
-        batch, _, frames, height, width = shape
-        return conditions * self.cache.bytes(
-            config,
-            tokens_per_frame=tokens_per_frame(height, width),
-            total_frames=math.ceil(frames / self.chunk_frames) * self.chunk_frames,
-            batch=batch,
-            element_size=dtype.itemsize,
-        )
-
-
-def _prepare_sampling(
-    settings: CheckpointSettings,
-    config: WanConfig,
-    conditions: int,
-    frames: int,
-    decoding: float,
-    executor: Any,
-    model: Any,
-    noise_shape: Sequence[int],
-    conds: Any,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """PREPARE_SAMPLING wrapper: memory for one chunk, the KV cache and decoding, where ComfyUI would count the video.
-
-    ComfyUI sizes memory by a latent's shape alone, so all else is told as that many latent frames more.
-    """
-    batch, channels, _, height, width = noise_shape
-    plan, base = _Plan.of(settings, frames), model.model
-    dtype = base.manual_cast_dtype or base.get_dtype()
-    whole = (batch, channels, frames, height, width)
-    more = max(0, plan.cache_bytes(settings, config, whole, dtype, conditions) - idle_bytes(model)) + decoding
-    one_frame = base.memory_required([batch, channels, 1, height, width])
-    shape = [batch, channels, plan.chunk_frames + math.ceil(more / one_frame), height, width]
-    return executor(model, shape, conds, *args, **kwargs)
 
 
 def sample_video(
@@ -236,7 +178,7 @@ def sample_video(
     run = StockRun(guider, extra_args["model_options"], extra_args.get("seed"), causal=settings.causal)
     batch, channels, frames, height, width = x.shape
     frames = frames if job.streaming is None else job.streaming.latent_frames
-    plan = _Plan.of(settings, frames)
+    plan = Plan.of(settings, frames)
     timelines = [condition.timeline(plan.chunk_frames, batch) for condition in run.conditions]
     given, takes = _beginning(model_k, extra_args.get("denoise_mask"), run, plan, settings, job, frames)
     if job.extends is not None and len(job.extends.timelines) == len(timelines):
@@ -248,12 +190,12 @@ def sample_video(
         condition.switches = len(timeline.entries) > 1
     whole = (batch, channels, frames, height, width)
     cache_bytes = plan.cache_bytes(settings, run.config, whole, run.dtype, len(timelines))
-    _check_room(cache_bytes, plan, frames, x.device)
+    check_room(cache_bytes, plan, frames, x.device)
     decoding = 0.0 if job.streaming is None else job.streaming.memory
     one_chunk = [batch, channels, plan.chunk_frames, height, width]
     switch = next((c.cond[TIMELINE_KEY].switch for c in run.conditions if TIMELINE_KEY in c.cond), SwitchPolicy())
     seed = int(extra_args.get("seed") or 0)
-    progress = _Progress(_count(settings, plan, frames, given, takes, timelines[0]), disable)
+    progress = Progress(_count(settings, plan, frames, given, takes, timelines[0]), disable)
     previewer = Previewer(settings.text_encoder, x.device)
     state = SamplerState()
 
@@ -327,17 +269,6 @@ def sample_video(
     return out
 
 
-def _check_room(cache_bytes: int, plan: _Plan, frames: int, device: torch.device) -> None:
-    """ValueError where a cache without a window is larger than the device."""
-    there = comfy.model_management.get_total_memory(device)
-    if plan.cache.window_frames is None and cache_bytes > there:
-        raise ValueError(
-            f"this model attends to the whole video: its keys and values of {frames} latent frames take "
-            f"{cache_bytes / 1e9:.0f} GB, and {device} has {there / 1e9:.0f} GB. Make the video shorter, or choose "
-            "preset custom with a window (12, and a sink of 3)"
-        )
-
-
 def _make_live(run: StockRun, timelines: list[Timeline]) -> None:
     """In place: the positive prompts can be changed from now on."""
     for number, condition in enumerate(run.conditions):
@@ -347,7 +278,7 @@ def _make_live(run: StockRun, timelines: list[Timeline]) -> None:
 
 
 def _beginning(
-    model_k: Any, mask: Tensor | None, run: StockRun, plan: _Plan, settings: CheckpointSettings, job: Job, frames: int
+    model_k: Any, mask: Tensor | None, run: StockRun, plan: Plan, settings: CheckpointSettings, job: Job, frames: int
 ) -> tuple[Tensor | None, tuple[Take, ...]]:
     """What is not to be sampled: latents that are given, and chunks that were sampled before."""
     latents = model_k.latent_image
@@ -382,7 +313,7 @@ def _on_cpu(take: Take) -> Take:
 
 def _count(
     settings: CheckpointSettings,
-    plan: _Plan,
+    plan: Plan,
     frames: int,
     given: Tensor | None,
     takes: Sequence[Take],
@@ -400,31 +331,3 @@ def _count(
         total += 1 if chunk < len(takes) else len(sigmas) + (not plan.policy.reuses(sigmas[-1]))
         chunk += 1
     return total
-
-
-class _Progress:
-    """Forwards done, in the browser and on the console; ends the sampling where the user has asked for it."""
-
-    def __init__(self, total: int, disable: bool | None) -> None:
-        self.total, self.done = total, 0
-        self.bar = comfy.utils.ProgressBar(total)
-        self.console = tqdm(total=total, disable=disable, desc="Diagonal Sampler", unit="forward")
-        self.pace, self.picture_pace = Pace(100, 4), Pace(10, 1)
-
-    def forward(self, forward: Forward) -> None:
-        self.done += 1
-        if forward.kind == "recache":
-            self.total += 1
-            self.console.total = self.total
-        self.console.set_postfix_str(f"chunk {forward.chunk + 1}", refresh=False)
-        self.console.update()
-        if self.done == self.total or self.pace.allows():
-            self.bar.update_absolute(self.done, self.total)
-        comfy_bridge.check_interrupted()
-
-    def picture(self, make: Callable[[], tuple[str, Any, int]]) -> None:
-        if self.picture_pace.allows():
-            self.bar.update_absolute(self.done, self.total, make())
-
-    def close(self) -> None:
-        self.console.close()

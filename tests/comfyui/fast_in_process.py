@@ -58,7 +58,8 @@ def main(comfyui: str) -> None:
     from pack.diag_core.settings import CheckpointSettings
     from pack.nodes import comfy_bridge, comfy_fast
     from pack.nodes.choice import CUSTOM, SamplingChoice
-    from pack.nodes.comfy_sampler import _check_room, _Plan, sample_latent
+    from pack.nodes.comfy_plan import Plan, check_room
+    from pack.nodes.comfy_sampler import sample_latent
 
     logging.getLogger().setLevel(logging.INFO)
     said = Said()
@@ -158,10 +159,10 @@ def main(comfyui: str) -> None:
 
     there = comfy.model_management.get_total_memory(torch.device("cpu"))
     for window in (None, 12):
-        plan = _Plan.of(CheckpointSettings(schedule="4", window_frames=window), 241)
+        plan = Plan.of(CheckpointSettings(schedule="4", window_frames=window), 241)
         for size in (there, there + 1):
             try:
-                _check_room(size, plan, 241, torch.device("cpu"))
+                check_room(size, plan, 241, torch.device("cpu"))
                 told = ""
             except ValueError as error:
                 told = str(error)
