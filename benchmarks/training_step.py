@@ -28,7 +28,7 @@ from diag_core.bench.meter import Meter, choose_device, describe_machine
 from training.distributed import from_all, is_main, leave, local, session, world_size
 from training.overrides import with_overrides
 from training.parallelize import parallelize
-from training.precision import PRECISIONS
+from training.precision import precision_of
 from training.recipes.wan import WanDistilRecipe, stage2
 from training.roles import Roles
 from training.stages.distil import Distil
@@ -72,7 +72,7 @@ def measure(
         "generator": (task.update_generator, plain.generator_update, work.generator_update),
         "critic": (task.update_critic, plain.critic_update, work.critic_update),
     }
-    peak = matrix_peak(device, PRECISIONS[recipe.precision])
+    peak = matrix_peak(device, precision_of(recipe.precision, device))
     results: dict[str, dict[str, Any]] = {}
     for kind, (update, model_work, all_work) in kinds.items():
         update(0, exits[-1])
@@ -120,7 +120,7 @@ def measure(
 
 def make_task(recipe: WanDistilRecipe, student: WanConfig, teacher: WanConfig, device: torch.device) -> Distil:
     """Stage 2 on random models and embeddings."""
-    frozen, precision = PRECISIONS[recipe.weights_precision], PRECISIONS[recipe.precision]
+    frozen, precision = (precision_of(name, device) for name in (recipe.weights_precision, recipe.precision))
 
     def model(config: WanConfig, dtype: torch.dtype, *, trained: bool) -> WanDiT:
         with torch.device("meta"):  # a 14B model is never held in float32, nor on the host

@@ -23,6 +23,7 @@ from .data.moving_digits import draw_clips, render
 from .data.paths import MovingDigitsConfig
 from .data.prompts import sample_scene
 from .io import load_tensors, save_tensors
+from .precision import autocast
 from .scores.foreground import CROP, centred_crops, foreground
 from .scores.tracking import track
 
@@ -86,7 +87,7 @@ def train_classifier(config: ClassifierConfig) -> DigitClassifier:
     for step in range(config.steps):
         indices = range(step * config.batch, (step + 1) * config.batch)
         frames, labels = frame_batch(indices, "train", config.seed, config.data)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast("cpu"):
             logits = model(_degraded(frames, step))
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)

@@ -96,6 +96,16 @@ def test_shards_are_whole_or_absent_and_the_same_in_any_order(
     assert len(torch.unique(whole.points[:, 0].flatten(1), dim=0)) == 6
 
 
+def test_a_damaged_shard_is_told(tmp_path: Path, teacher: WanDiT) -> None:
+    make(tmp_path, teacher)
+    shard = tmp_path / "pairs_0001.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"pairs_0001\.safetensors is damaged: delete it and run the stage ode-pairs"):
+        load_pairs(tmp_path)
+
+
 def test_missing_pairs_say_which_stage_makes_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run the stage ode-pairs first"):
         load_pairs(tmp_path)

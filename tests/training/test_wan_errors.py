@@ -17,7 +17,7 @@ from wan_models import CONFIG, PROMPTS, random_dit, write_layouts, write_text_en
 
 from diag_core.checkpoint import PRESETS, save_dit
 from training.__main__ import main
-from training.io import save_tensors
+from training.stages.ode_pairs import save_shard
 from training.wan import inputs as wan_inputs
 from training.wan import lora as wan_lora
 from training.wan.prompts import read_prompts
@@ -78,7 +78,7 @@ def test_missing_options_and_files(stage, files: Files, tmp_path: Path) -> None:
     assert "there are no embeddings" in stage("stage1", embeddings=tmp_path)
     assert "--vae" in stage("stage1", "--vae", str(tmp_path / "vae.pth"))
     assert "neither a Wan 2.1 VAE" in stage("stage1", "--vae", str(files.teacher))
-    assert "--vae is for stages that distil" in stage("ode-pairs", "--vae", str(files.teacher), fields=SMALL[:3])
+    assert "--vae is for stages that train" in stage("ode-pairs", "--vae", str(files.teacher), fields=SMALL[:3])
     assert "Make them with the stage ode-pairs first" in stage("ode-init")
 
 
@@ -89,7 +89,7 @@ def test_fields_and_options(stage, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert "takes a number" in stage("stage1", "learning_rate=fast")
     assert "micro_batch=2 does not divide the 3 videos" in stage("stage1", "batch=3", "micro_batch=2", fields=SMALL[:3])
-    assert "weights_precision must be fp32 where precision is fp32" in stage("stage1", "precision=fp32")
+    assert "weights_precision must be fp32 where precision is not bf16" in stage("stage1", "precision=fp32")
     assert "attention must be one of auto, sdpa" in stage("stage1", "attention=sage")
     monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
     assert "attention back end 'flash3' is not available here" in stage("stage1", "attention=flash3")
@@ -151,15 +151,26 @@ def test_a_damaged_embedding_is_told_before_anything_is_loaded(stage, files: Fil
 
 def test_pairs_that_do_not_fit(stage, files: Files, tmp_path: Path) -> None:
     pairs = tmp_path / "pairs"
-    points = {"points": torch.zeros(2, 4, 16, 6, 4, 4, dtype=torch.float16), "sigmas": torch.tensor([1, 0.9, 0.8, 0])}
-    save_tensors(pairs / "pairs_0000.safetensors", points, {"prompts": json.dumps(list(PROMPTS[:2]))})
+    points, sigmas = torch.zeros(2, 4, 16, 6, 4, 4, dtype=torch.float16), torch.tensor([1, 0.9, 0.8, 0])
+    save_shard(pairs / "pairs_0000.safetensors", points, sigmas, list(PROMPTS[:2]))
     command = ("--pairs", str(pairs))
     assert "the trajectories are of latents [16, 6, 4, 4]" in stage("ode-init", *command, fields=("batch=2",))
-    save_tensors(pairs / "pairs_0001.safetensors", points, {"prompts": json.dumps(["a 1", "a 2"])})
+    save_shard(pairs / "pairs_0001.safetensors", points, sigmas, ["a 1", "a 2"])
     assert "has no embedding of 2 prompts of the pairs, such as 'a 1'" in stage("ode-init", *command)
     (pairs / "pairs_0001.safetensors").write_bytes(b"12")
     told = stage("ode-init", *command)
     assert "pairs_0001.safetensors: it ends inside its header" in told and "run ode-pairs again" in told
+
+
+def test_damaged_pairs_are_told_before_anything_is_loaded(stage, tmp_path: Path) -> None:
+    shard = tmp_path / "pairs" / "pairs_0000.safetensors"
+    points = torch.zeros(2, 4, 16, 6, 4, 4, dtype=torch.float16)
+    save_shard(shard, points, torch.tensor([1, 0.9, 0.8, 0]), list(PROMPTS[:2]))
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+    told = stage("ode-init", "--pairs", str(shard.parent))
+    assert told.startswith(f"error: {shard}: trajectory 1 is damaged. Delete it and run ode-pairs again")
 
 
 def test_memory_and_disk(stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,13 @@ from wan_models import CONFIG, PROMPTS, random_dit, write_layouts, write_text_en
 
 from diag_core.checkpoint import load_dit
 from diag_core.cli import main as diag_core_main
+from diag_core.cli.models import load_vae
 from diag_core.lora import merge_lora, open_lora
 from diag_core.settings import WAN_NEGATIVE_PROMPT
 from diag_core.text import UMT5Encoder
 from diag_core.vae import TinyVAE, TinyVAEConfig
 from training.__main__ import main
+from training.metrics import pixel_health
 from training.wan.embeddings import Embeddings
 from training.wan.pairs import PairsOnDisk
 
@@ -191,4 +193,12 @@ def test_sample_videos(world: World, tmp_path: Path) -> None:
     health = [f"limits.{name}" for name in ("static=0", "flashing=1e9", "saturated=1e9", "washed_out=0", "harsh=1e9")]
     more = ["--vae", str(vae), "sample_every=2", "sample_prompts=1", *health]
     assert world.stage("stage1", world.layouts["original"], *more, out=tmp_path) == 0
-    assert {path.name for path in (tmp_path / "stage1" / "samples").glob("*.mp4")} == {"teacher.mp4", "step_000002.mp4"}
+    pairs = ("--pairs", str(world.out / "ode_pairs"))
+    assert world.stage("ode-init", world.layouts["original"], *more, *pairs, out=tmp_path) == 0
+    for stage in ("stage1", "ode_init"):
+        made = {path.name for path in (tmp_path / stage / "samples").glob("*.mp4")}
+        assert made == {"teacher.mp4", "step_000002.mp4"}
+    # ODE initialisation has no teacher: it shows the ends of the teacher's trajectories.
+    ends = PairsOnDisk(world.out / "ode_pairs").points[torch.tensor([0])][:, -1]
+    pixels = load_vae(vae, dtype=torch.float32, device=torch.device("cpu")).decode(ends.float())
+    assert json.loads((tmp_path / "ode_init" / "teacher.json").read_text()) == pytest.approx(pixel_health(pixels))

@@ -23,6 +23,7 @@ import torch
 from diag_core.vae.tiny import TinyVAE
 
 from ..io import load_tensors, save_tensors
+from ..precision import autocast
 from .moving_digits import MovingDigitsConfig, draw_clips, render
 from .prompts import COLOURS, DIRECTIONS, GROUNDS, MOTIONS, PAIR_FRACTION, SPEEDS, Mover, Scene, random_prompt
 
@@ -129,7 +130,7 @@ def make_shard(
     for start in range(0, size, _BATCH[kind]):
         indices = range(offset + start, offset + min(size, start + _BATCH[kind]))
         clips = draw_clips(indices, split=split, seed=seed, config=data, pairs=pairs)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast(device):
             encoded = vae.encode(render(clips, data, frames=frames).to(device)).cpu()
         latents.append(encoded[:, :, 0] if kind == "first_frames" else encoded)
         scenes.extend(clip.scene for clip in clips)

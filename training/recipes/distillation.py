@@ -37,7 +37,7 @@ class LoopRecipe:
     limits: HealthLimits = field(default_factory=HealthLimits)
     """where a run counts as collapsed and stops"""
     precision: str = "bf16"
-    """of activations: bf16 or fp32; weights and their averages are float32"""
+    """of activations: bf16, fp32, or auto: bf16 where the device is quick in it; weights and averages are float32"""
     wandb: str = ""
     """a project of Weights & Biases, or entity/project, that the numbers go to as well; empty for none"""
 
@@ -72,7 +72,7 @@ class OdePairsRecipe:
     points: tuple[float, ...] = (1000.0, 750.0, 500.0, 100.0)
     """schedule timesteps that are stored, each as the trajectory's nearest step, beside the clean end"""
     precision: str = "bf16"
-    """of activations: bf16 or fp32"""
+    """of activations: bf16, fp32, or auto: bf16 where the device is quick in it"""
     compiled: bool = False
     """fuse small operations with torch.compile, which needs a C++ compiler: faster, and other last bits"""
 

@@ -13,17 +13,19 @@ from .toy import ToyRecipe, toy, toy_accelerator, toy_smoke
 
 def _cpu_pairs() -> OdePairsRecipe:
     # 20 uniform steps hit 1000, 750, 500 and 100 exactly. Guidance is what the teacher samples best with.
-    return OdePairsRecipe(shards=16, pairs_a_shard=64, batch=16, steps=20, cfg=3.0, compiled=True)
+    return OdePairsRecipe(shards=16, pairs_a_shard=64, batch=16, steps=20, cfg=3.0, precision="auto", compiled=True)
 
 
 def _cpu_init() -> OdeInitRecipe:
-    return OdeInitRecipe(steps=900, batch=12, learning_rate=3e-4, clip=1.0, sample_every=150, compiled=True)
+    return OdeInitRecipe(
+        steps=900, batch=12, learning_rate=3e-4, clip=1.0, sample_every=150, precision="auto", compiled=True
+    )
 
 
 def _cpu_stage(**changes: Any) -> DistilRecipe:
     recipe = DistilRecipe(
         batch=8, generator_every=3, cfg=3.0, learning_rate=5e-5, critic_learning_rate=1e-4, warmup_steps=20,
-        compiled=True,
+        precision="auto", compiled=True,
     )  # fmt: skip
     return replace(recipe, **changes)
 

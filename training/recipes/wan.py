@@ -14,6 +14,7 @@ from diag_core.geometry import latent_size
 from diag_core.settings import WAN_NEGATIVE_PROMPT
 
 from ..losses import LossWeights
+from ..metrics import HealthLimits
 from .distillation import DistilRecipe, OdeInitRecipe, OdePairsRecipe, require
 
 LORA_TARGETS = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.k",
@@ -113,7 +114,9 @@ class WanOdeInitRecipe(OdeInitRecipe):
     checkpointing: bool = True
     """keep fewer activations and compute them again: less memory, a third more time"""
     sample_prompts: int = 4
-    """prompts that are sampled then, the first of the embeddings"""
+    """prompts that are sampled then, those of the first trajectories"""
+    limits: HealthLimits = field(default_factory=lambda: HealthLimits(patience=10))
+    """where a run counts as collapsed and stops; the student has never seen a chunk before, so it is given time"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,7 +157,7 @@ class WanDistilRecipe(DistilRecipe):
 def _check_precision(weights: str, forwards: str) -> None:
     require(weights in PRECISIONS, "weights_precision", f"must be one of {', '.join(PRECISIONS)}", weights)
     fits = weights == "fp32" or forwards == "bf16"
-    require(fits, "weights_precision", "must be fp32 where precision is fp32", weights)
+    require(fits, "weights_precision", "must be fp32 where precision is not bf16", weights)
 
 
 def _check_chunks(video: VideoSize, chunk_frames: int) -> None:

@@ -40,7 +40,7 @@ from ..losses import (
 )
 from ..optimize import Losses, Optimizer
 from ..parallelize import parallelize
-from ..precision import PRECISIONS, flow_of
+from ..precision import flow_of, precision_of
 from ..recipes.distillation import DistilRecipe
 from ..roles import Roles, trained
 from ..rollout import RolloutConfig, rollout
@@ -92,7 +92,7 @@ class Distil:
         self.recipe, self.roles, self.draw_prompts, self.encode, self.shape = recipe, roles, draw_prompts, encode, shape
         self.parts = own_parts(recipe.batch, recipe.micro_batch)
         self.device = roles.generator.device
-        self.precision = PRECISIONS[recipe.precision]
+        self.precision = precision_of(recipe.precision, roles.generator.device)
         settings = recipe.settings()
         self.config = RolloutConfig(
             schedule=settings.diagonal_schedule(),

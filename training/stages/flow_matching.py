@@ -34,7 +34,7 @@ from ..data.latents import LatentSet
 from ..ema import EMA
 from ..io import load_state, save_state
 from ..logbook import Logbook
-from ..precision import guided_flow
+from ..precision import autocast, guided_flow, precision_of
 from ..recipes.teacher import FlowMatchingRecipe
 
 log = logging.getLogger(__name__)
@@ -117,9 +117,9 @@ def flow_matching_loss(
     noise: Tensor,
     frame_positions: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Mean squared error of the flow, in bfloat16 autocast; latents and noise [B,C,F,H,W], context [B,L,text_dim]."""
+    """Mean squared error of the flow, in autocast; latents and noise [B,C,F,H,W], context [B,L,text_dim]."""
     noisy = add_noise(latents, noise, sigma_B[:, None, None, None, None])
-    with torch.autocast(latents.device.type, torch.bfloat16):
+    with autocast(latents.device):
         flow = model(noisy, 1000 * sigma_B, context, frame_positions=frame_positions)
     return (flow.float() - (noise - latents)).square().mean()
 
@@ -130,14 +130,14 @@ def sample(
 ) -> Tensor:
     """Videos [B,C,F,H,W] of a bidirectional model, by Euler steps with classifier-free guidance.
 
-    Float32 weights are run in bfloat16 autocast, others as they are.
+    Float32 weights are run in autocast, others as they are.
 
     Args:
         noise: [B,C,F,H,W], float32 on the model's device.
         negative: [1,L,text_dim], the same for all samples.
         sigmas: descending, without the final 0.
     """
-    precision = torch.bfloat16 if model.dtype == torch.float32 else torch.float32
+    precision = precision_of("auto", noise.device) if model.dtype == torch.float32 else torch.float32
 
     def predict(x: Tensor, sigma: float) -> Tensor:
         return guided_flow(model, x, sigma, context, negative, cfg, precision=precision)

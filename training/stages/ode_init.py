@@ -26,7 +26,7 @@ from ..ema import EMA
 from ..losses import ode_loss
 from ..optimize import Losses, Optimizer
 from ..parallelize import parallelize
-from ..precision import PRECISIONS, flow_of
+from ..precision import flow_of, precision_of
 from ..recipes.distillation import OdeInitRecipe
 from ..roles import trained
 from .ode_pairs import Encode, OdePairs
@@ -50,7 +50,7 @@ class OdeInit:
             raise ValueError(f"recipe: chunk_frames must divide the videos' {frames} latent frames")
         self.recipe, self.student, self.pairs, self.encode = recipe, trained(student), pairs, encode
         self.parts = own_parts(recipe.batch, recipe.micro_batch)
-        self.precision = PRECISIONS[recipe.precision]
+        self.precision = precision_of(recipe.precision, student.device)
         parallelize(self.student, precision=self.precision, checkpointing=recipe.checkpointing)
         self.forward = forward_of(self.student, compiled=recipe.compiled)
         self.optimizer = Optimizer(

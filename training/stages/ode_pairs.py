@@ -6,7 +6,7 @@ number, written whole or not at all, so that a run which was stopped goes on wit
 
     points   float16  [N,P+1,C,F,H,W]: the trajectory at each kept level, the clean end last
     sigmas   float32  [P+1], the last 0
-    prompts  in the metadata, a JSON list of N texts
+    prompts, checksums  in the metadata, JSON lists of N texts and of N CRC-32 of a trajectory's points
 
 Legend: N trajectories, P points, B samples of a batch, C latent channels, F latent frames, H and W latent rows and
 columns.
@@ -32,8 +32,8 @@ from diag_core.denoising import denoise_chunk
 
 from ..compilation import Forward, forward_of
 from ..distributed import agreement, from_main, is_main, rank, world_size
-from ..io import load_tensors, remove_leftovers, save_tensors
-from ..precision import PRECISIONS, guided_flow
+from ..io import checksum, load_tensors, remove_leftovers, save_tensors
+from ..precision import guided_flow, precision_of
 from ..recipes.distillation import OdePairsRecipe
 
 log = logging.getLogger(__name__)
@@ -95,16 +95,20 @@ def make_pairs(
         levels = torch.tensor([*(recipe.levels[i] for i in recipe.point_indices), 0.0])
         with agreement() if together else nullcontext():
             if kept:
-                save_tensors(
-                    folder / shard_name(number),
-                    {"points": torch.cat(points), "sigmas": levels},
-                    {"kind": "ode_pairs", "prompts": json.dumps(prompts)},
-                )
+                save_shard(folder / shard_name(number), torch.cat(points), levels, prompts)
         pace = (time.monotonic() - begun) / done
         log.info(
             "ode-pairs: shard %d of %d, %.2f s/pair, %.0f min left",
             number + 1, recipe.shards, pace / recipe.pairs_a_shard, pace * (len(rounds) - done) / 60,
         )  # fmt: skip
+
+
+def save_shard(path: Path, points: Tensor, sigmas: Tensor, prompts: list[str]) -> None:
+    """Writes trajectories [N,P+1,C,F,H,W] with their levels [P+1] and prompts as a shard."""
+    sums = [checksum(row) for row in points]
+    save_tensors(
+        path, {"points": points, "sigmas": sigmas}, {"kind": "ode_pairs", "prompts": prompts, "checksums": sums}
+    )
 
 
 def shard_name(number: int) -> str:
@@ -139,7 +143,7 @@ def trajectories(
     """Points and ends [B,P+1,C,F,H,W] of the trajectories of a batch of prompts, from noise of their own."""
     wanted, kept = set(recipe.point_indices), []
     levels = recipe.levels
-    precision = PRECISIONS[recipe.precision]
+    precision = precision_of(recipe.precision, context.device)
 
     def predict(x: Tensor, sigma: float) -> Tensor:
         if levels.index(sigma) in wanted:
@@ -159,12 +163,15 @@ def load_pairs(folder: Path) -> OdePairs:
     """All shards of a folder.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or a shard is damaged.
     """
     paths = sorted(folder.glob("pairs_*.safetensors"))
     if not paths:
         raise ValueError(f"no pairs_*.safetensors in {folder}: run the stage ode-pairs first")
     shards = [load_tensors(path) for path in paths]
+    for path, (tensors, metadata) in zip(paths, shards, strict=True):
+        if [checksum(row) for row in tensors["points"]] != json.loads(metadata["checksums"]):
+            raise ValueError(f"{path} is damaged: delete it and run the stage ode-pairs again, which makes it anew")
     return OdePairs(
         points=torch.cat([tensors["points"] for tensors, _ in shards]),
         sigmas=shards[0][0]["sigmas"],

@@ -27,6 +27,7 @@ from ..data.prompts import held_out_scenes, to_prompt
 from ..evaluate import Sampler, evaluate_videos, score_videos
 from ..evaluate import compare as compare_samplers
 from ..io import save_json
+from ..precision import autocast, half_is_quick
 from ..recipes.teacher import FlowMatchingRecipe
 from ..recipes.toy import ToyRecipe
 from ..roles import load_role
@@ -160,7 +161,7 @@ def sampler_of(
     checkpoint: LoadedCheckpoint, settings: CheckpointSettings, vae: TinyVAE, data: MovingDigitsConfig
 ) -> Sampler:
     """Prompts and a seed -> pixels, as a user of the checkpoint would sample them: chunk by chunk, or, of a
-    bidirectional one, the whole video at once. Float32 weights are run in bfloat16 autocast, others as they are.
+    bidirectional one, the whole video at once. Float32 weights are run in autocast, others as they are.
 
     Raises ValueError for a bidirectional one that is to be sampled in other steps than Euler's."""
     if not settings.causal and settings.step != "euler":
@@ -171,7 +172,7 @@ def sampler_of(
     model, schedule = checkpoint.model, settings.diagonal_schedule()
 
     def in_chunks(context: Tensor, negative: Tensor, noise: SeededNoise) -> Tensor:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.float32):
+        with autocast(model.device, enabled=model.dtype == torch.float32):
             return generate(
                 model,
                 context,
@@ -205,10 +206,11 @@ def sampler_of(
 
 
 def load_for_sampling(path: Path, overrides: dict[str, Any]) -> tuple[LoadedCheckpoint, CheckpointSettings]:
-    """A checkpoint as it is stored, and its settings with those of `overrides` that are not None.
+    """A checkpoint as it is stored, in float32 on a CPU that is slow at less, and its settings with those of
+    `overrides` that are not None.
 
     Raises ValueError for a file without settings, or for a wrong override."""
-    loaded = load_dit(path)
+    loaded = load_dit(path, dtype=None if half_is_quick("cpu") else torch.float32)
     if loaded.settings is None:
         raise ValueError(f"{path} carries no sampling settings: write it with the stage that trains it")
     given = {name: value for name, value in overrides.items() if value is not None}

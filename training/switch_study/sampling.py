@@ -22,6 +22,7 @@ from diag_core.schedule_text import MAX_STEPS
 from diag_core.vae import TinyVAE
 
 from ..data.paths import MovingDigitsConfig
+from ..precision import autocast
 
 CONTROL = "no switch"
 EXTRA_CHUNKS = 2
@@ -147,7 +148,7 @@ class SwitchSampler:
             sampling = sampling or forward.kind != "commit" or forward.chunk >= len(before)
             forwards += sampling
 
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.float32):
+        with autocast(model.device, enabled=model.dtype == torch.float32):
             video = stream_chunks(
                 model,
                 timeline,

@@ -17,7 +17,6 @@ import json
 import logging
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from torch import Tensor
 from diag_core.safetensors_file import FormatError, SafetensorsFile
 from diag_core.text import TextEncoder
 
-from ..io import remove_leftovers, save_json, save_tensors
+from ..io import checksum, remove_leftovers, save_json, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -129,12 +128,8 @@ def _trimmed(row_LD: Tensor) -> Tensor:
 
 def _write(path: Path, prompts: list[str], rows: Sequence[Tensor]) -> None:
     tensors = {str(i): row.to("cpu", torch.bfloat16).contiguous() for i, row in enumerate(rows)}
-    sums = [_checksum(tensor) for tensor in tensors.values()]
+    sums = [checksum(tensor) for tensor in tensors.values()]
     save_tensors(path, tensors, {"kind": "embeddings", "prompts": json.dumps(prompts), "checksums": sums})
-
-
-def _checksum(row_ND: Tensor) -> int:
-    return zlib.crc32(row_ND.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _is_whole(path: Path, prompts: list[str]) -> bool:
@@ -237,10 +232,10 @@ class Embeddings:
                 f"{self.folder} has no embedding of {prompt[:60]!r}. Add it to the prompts (or give it to embed as "
                 "--negative) and embed them into a new folder"
             )
-        file, name, checksum = self._places[prompt]
+        file, name, stored = self._places[prompt]
         try:
             row = file.read(name)
-            right = _checksum(row) == checksum
+            right = checksum(row) == stored
         except (OSError, FormatError):
             right = False
         if not right:

@@ -101,7 +101,7 @@ def examine(setup: Setup) -> Inputs:
     if isinstance(setup.recipe, WanOdeInitRecipe):
         _open_pairs(inputs, setup)
     if setup.vae is not None:
-        _open_vae(inputs, setup.vae, distils)
+        _open_vae(inputs, setup.vae, isinstance(setup.recipe, LoopRecipe))
     if not isinstance(setup.recipe, WanOdePairsRecipe):
         _check_batch(inputs, setup.recipe, setup.gpus)
     try:
@@ -120,9 +120,9 @@ def examine(setup: Setup) -> Inputs:
     return inputs
 
 
-def _open_vae(inputs: Inputs, path: Path, distils: bool) -> None:
-    if not distils:
-        inputs.wrong.append("--vae is for stages that distil: only they make sample videos. Leave it out")
+def _open_vae(inputs: Inputs, path: Path, trains: bool) -> None:
+    if not trains:
+        inputs.wrong.append("--vae is for stages that train: only they make sample videos. Leave it out")
         return
     try:
         weights = open_weights(path)

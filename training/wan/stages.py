@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diag_core import WanDiT
 from diag_core.attention import attention_backend
-from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, load_dit, save_dit
+from diag_core.checkpoint import PRESETS, CheckpointSettings, LoadedCheckpoint, load_dit, save_dit
 from diag_core.state_dict import strip_wrappers
 
 from ..distributed import agreement, from_main, gathered, is_main, rank, world_size
 from ..ema import EMA
-from ..precision import PRECISIONS
+from ..precision import precision_of
 from ..recipes.wan import LoraRecipe, WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe
 from ..roles import Roles
 from ..stages.begin import begin
@@ -35,7 +36,7 @@ from ..stages.distil import Distil
 from ..stages.ode_init import OdeInit
 from ..stages.ode_pairs import make_pairs
 from ..trainer import Task, train
-from .gallery import WanGallery
+from .gallery import WanGallery, sample_latents
 from .inputs import Inputs, Setup, fingerprint
 from .loading import load_model
 from .lora import lora_path, lora_tensors, merged, require_peft, save_lora
@@ -48,6 +49,14 @@ _TITLES = {
 }  # fmt: skip
 _LICENSE = "Apache-2.0"
 """of Wan 2.1, whose weights all results begin with"""
+
+
+class Looks(NamedTuple):
+    """What the sample videos show."""
+
+    prompts: list[str]
+    teacher: Callable[[], Tensor]
+    """makes the teacher's latents for them, [N,C,F,H,W]"""
 
 
 def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, int] = (0, 1)) -> None:
@@ -65,6 +74,9 @@ def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, 
             require_peft()
         log.info("%s: checking %.1f GB of embeddings", setup.stage, embeddings.bytes / 1e9)
         embeddings.check(rank(), world_size())
+        if inputs.pairs is not None:
+            log.info("%s: checking %.1f GB of pairs", setup.stage, inputs.pairs.bytes / 1e9)
+            inputs.pairs.check(rank(), world_size())
         if is_main():
             folder = setup.pairs_folder if isinstance(recipe, WanOdePairsRecipe) else setup.folder
             begin(folder, recipe, _identities(setup))
@@ -100,7 +112,7 @@ def _make_pairs(
     recipe: WanOdePairsRecipe, setup: Setup, inputs: Inputs, device: torch.device, part: tuple[int, int]
 ) -> None:
     assert setup.teacher is not None and inputs.embeddings is not None
-    dtype, precision = _frozen_dtype(recipe.weights_precision), PRECISIONS[recipe.precision]
+    dtype, precision = precision_of(recipe.weights_precision, device), precision_of(recipe.precision, device)
     if recipe.sharded:
         teacher = load_model(
             setup.teacher, dtype=dtype, device=device, precision=precision, attention=recipe.attention
@@ -119,28 +131,31 @@ def _init(recipe: WanOdeInitRecipe, setup: Setup, inputs: Inputs, device: torch.
     embeddings = inputs.embeddings
     assert embeddings is not None and inputs.pairs is not None and setup.generator is not None
     student = load_model(
-        setup.generator, dtype=torch.float32, device=device, precision=PRECISIONS[recipe.precision],
+        setup.generator, dtype=torch.float32, device=device, precision=precision_of(recipe.precision, device),
         checkpointing=recipe.checkpointing, attention=recipe.attention, merge=setup.generator_lora,
     ).model  # fmt: skip
     # The task reads rows of the points, the levels and the prompts: those of a folder do as well as those in memory.
     task = OdeInit(recipe, student, inputs.pairs, embeddings.encode)  # type: ignore[arg-type]
-    _train(setup, inputs, task, student, task.ema, None, device)
+    # What the teacher makes is at hand: the ends of its trajectories.
+    prompts, points = inputs.pairs.prompts[: recipe.sample_prompts], inputs.pairs.points
+    looks = Looks(prompts, lambda: points[torch.arange(len(prompts))][:, -1])
+    _train(setup, inputs, task, student, task.ema, looks, device)
 
 
 def _distil(recipe: WanDistilRecipe, setup: Setup, inputs: Inputs, device: torch.device) -> None:
     embeddings, generator, teacher = inputs.embeddings, setup.generator, setup.teacher
     assert embeddings is not None and generator is not None and teacher is not None
-    precision = PRECISIONS[recipe.precision]
+    precision = precision_of(recipe.precision, device)
     lora = recipe.lora if recipe.lora.rank else None
 
     def frozen(path: Path, merge: Path | None = None) -> LoadedCheckpoint:
-        dtype = _frozen_dtype(recipe.weights_precision)
+        dtype = precision_of(recipe.weights_precision, device)
         return load_model(
             path, dtype=dtype, device=device, precision=precision, attention=recipe.attention, merge=merge
         )
 
     def trained(path: Path, lora: LoraRecipe | None, seed: int, merge: Path | None = None) -> WanDiT:
-        dtype = torch.float32 if lora is None else _frozen_dtype(recipe.weights_precision)
+        dtype = torch.float32 if lora is None else precision_of(recipe.weights_precision, device)
         return load_model(
             path, dtype=dtype, device=device, precision=precision, checkpointing=recipe.checkpointing,
             attention=recipe.attention, merge=merge, lora=lora, seed=seed,
@@ -160,7 +175,10 @@ def _distil(recipe: WanDistilRecipe, setup: Setup, inputs: Inputs, device: torch
         encode=embeddings.encode,
         shape=recipe.video.shape(roles.generator.config.in_dim),
     )
-    _train(setup, inputs, task, roles.generator, task.ema, real_score, device, lora)
+    prompts = embeddings.prompts[: recipe.sample_prompts]
+    teacher_as = real_score.settings or PRESETS["wan"]
+    looks = Looks(prompts, lambda: sample_latents(real_score.model, teacher_as, prompts, embeddings, recipe.video))
+    _train(setup, inputs, task, roles.generator, task.ema, looks, device, lora)
 
 
 def _train(
@@ -169,17 +187,17 @@ def _train(
     task: Task,
     model: WanDiT,
     ema: EMA,
-    teacher: LoadedCheckpoint | None,
+    looks: Looks,
     device: torch.device,
     lora: LoraRecipe | None = None,
 ) -> None:
     recipe, settings = setup.recipe, sampled_as(setup)
     assert not isinstance(recipe, WanOdePairsRecipe) and inputs.embeddings is not None
     gallery = None
-    if setup.vae is not None and teacher is not None and recipe.sample_every:
+    if setup.vae is not None and recipe.sample_every:
         gallery = WanGallery(
-            model, ema, settings, teacher=teacher, vae=setup.vae, embeddings=inputs.embeddings, video=recipe.video,
-            count=recipe.sample_prompts, folder=setup.folder, device=device,
+            model, ema, settings, prompts=looks.prompts, teacher=looks.teacher, vae=setup.vae,
+            embeddings=inputs.embeddings, video=recipe.video, folder=setup.folder, device=device,
         )  # fmt: skip
     train(setup.stage, task, recipe, setup.folder, gallery=gallery)
     # The average may be of what is trained alone; what is not is the model's own.
@@ -197,10 +215,6 @@ def _train(
 
 def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {strip_wrappers(name): tensor for name, tensor in weights.items()}
-
-
-def _frozen_dtype(precision: str) -> torch.dtype:
-    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def _identities(setup: Setup) -> dict[str, str]:
