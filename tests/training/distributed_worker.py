@@ -7,8 +7,10 @@ import json
 import resource
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -18,10 +20,13 @@ from diag_core import SeededNoise, WanConfig, WanDiT
 from training import distributed
 from training.__main__ import main as training_main
 from training.checkpoint import newest
+from training.compilation import forward_of
 from training.io import save_tensors
 from training.metrics import HealthLimits
+from training.parallelize import parallelize, trained_weights
+from training.precision import flow_of
 from training.recipes.distillation import DistilRecipe, OdeInitRecipe
-from training.roles import Roles
+from training.roles import Roles, trained
 from training.rollout import rollout
 from training.stages.distil import Distil
 from training.stages.ode_init import OdeInit
@@ -150,7 +155,7 @@ def rest(folder: Path) -> None:
 def refused(folder: Path) -> None:
     """What each process is told of batches that do not divide."""
     told = []
-    for changes in ({"batch": 3}, {"micro_batch": 3}, {"compiled": True}):
+    for changes in ({"batch": 3}, {"micro_batch": 3}):
         try:
             task(replace(RECIPE, **changes))
         except ValueError as error:
@@ -158,6 +163,29 @@ def refused(folder: Path) -> None:
     if distributed.is_main():
         folder.mkdir()
         (folder / "told.json").write_text(json.dumps(told))
+
+
+def fused(folder: Path) -> None:
+    """Flow, gradients and a cached forward of a sharded model: as it is, and compiled; and what compiling it took."""
+    latents, context = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(4)), encode(["a", "bb"])
+    sigma, config = torch.tensor([0.3, 0.8]), task(RECIPE).config
+    made: dict[str, Tensor] = {}
+    for name, compiled in (("plain", False), ("fused", True)):
+        own = parallelize(trained(model(0)), precision=torch.float32, checkpointing=True)
+        # The graph as PyTorch runs it: code for it takes minutes to make, and is not this project's to test.
+        with patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
+            forward = forward_of(own, compiled=compiled)
+        flow = flow_of(forward, latents, sigma, context, precision=torch.float32)
+        flow.square().mean().backward()
+        grads = {n: p.grad for n, p in trained_weights(own).items() if p.grad is not None}
+        made |= {f"{name}.flow": flow.detach(), **{f"{name}.{n}": g for n, g in distributed.gathered(grads).items()}}
+        if compiled:
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        rolled = rollout(own, context, config, noise=SeededNoise(1), shape=(2, *SHAPE), gradients=False)
+        made[f"{name}.rolled"] = rolled.latents
+    after = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    if distributed.is_main():
+        save_tensors(folder / "fused.safetensors", made, {"graphs": [graphs, after]})
 
 
 def commands(folder: Path) -> None:
@@ -180,7 +208,7 @@ def peak_memory() -> int:
 
 SCENARIOS: dict[str, Any] = {
     "parity": parity, "half": half, "whole": whole, "long": long, "rest": rest, "refused": refused,
-    "commands": commands, "memory": memory,
+    "commands": commands, "memory": memory, "fused": fused,
 }  # fmt: skip
 
 

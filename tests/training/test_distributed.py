@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "grows", folder / "single")
     run(
         f"parity={folder / 'two'}", f"half={folder / 'shrinks'}", f"whole={folder / 'grows'}",
-        f"refused={folder / 'refused'}",
+        f"refused={folder / 'refused'}", f"fused={folder}",
     )  # fmt: skip
     worker.parity(folder / "one")
     return folder
@@ -77,6 +77,16 @@ def test_in_bf16_two_processes_stay_close_to_one(folders: Path) -> None:
     a, b = (read_log(folders / number / "bf16") for number in ("one", "two"))
     for mine, theirs in zip(a, b, strict=True):
         assert theirs == pytest.approx(mine, rel=0.02)
+
+
+def test_a_sharded_model_can_be_compiled(folders: Path) -> None:
+    made, metadata = load_tensors(folders / "fused.safetensors")
+    names = [name.removeprefix("plain.") for name in made if name.startswith("plain.")]
+    assert len(names) > 20 and {"flow", "rolled", "blocks.0.self_attn.q.weight"} <= set(names)
+    for name in names:
+        torch.testing.assert_close(made[f"fused.{name}"], made[f"plain.{name}"], atol=CLOSE, rtol=CLOSE)
+    # One graph for all blocks alike, and none for the lengths of a cache.
+    assert json.loads(metadata["graphs"]) == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["grows", "shrinks"])
@@ -186,10 +196,9 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_does_not_divide_or_work_over_processes_is_refused(folders: Path) -> None:
-    batch, micro, compiled = json.loads((folders / "refused" / "told.json").read_text())
+    batch, micro = json.loads((folders / "refused" / "told.json").read_text())
     assert "batch must be a multiple of the 2 processes, got 3" in batch
     assert "micro_batch must divide the 2 samples of each process (batch 4 over 2), got 3" in micro
-    assert "compiled=true is for one process" in compiled
 
 
 def test_one_process_alone_takes_the_whole_batch() -> None:

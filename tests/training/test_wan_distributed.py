@@ -100,9 +100,9 @@ def test_a_model_is_loaded_by_shares(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_told_once_and_nothing_is_begun(folder: Path, tmp_path: Path) -> None:
-    (command := commands(folder, tmp_path / "out")[0]).append("compiled=true")
+    (command := commands(folder, tmp_path / "out")[0]).append("negative_prompt=never embedded")
     (tmp_path / "commands.json").write_text(json.dumps([command]))
     (first, told), (second, silent) = ended(start(f"commands={tmp_path}"))
     assert (first, second) == (2, 2)
-    assert "error: compiled=true is for models that are not split among GPUs" in told and "Traceback" not in told
+    assert "has no embedding of the recipe's negative_prompt" in told and "Traceback" not in told
     assert "error" not in silent and not (tmp_path / "out").exists()

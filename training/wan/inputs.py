@@ -108,8 +108,6 @@ def examine(setup: Setup) -> Inputs:
         attention_backend(setup.recipe.attention)
     except ValueError as error:
         inputs.wrong.append(str(error))
-    if _compiles_what_is_split(setup):
-        inputs.wrong.append("compiled=true is for models that are not split among GPUs: set compiled=false")
     if isinstance(setup.recipe, LoopRecipe) and setup.recipe.wandb:
         try:
             require_wandb()
@@ -145,12 +143,6 @@ def _check_batch(inputs: Inputs, recipe: WanOdeInitRecipe | WanDistilRecipe, gpu
             f"micro_batch={recipe.micro_batch} does not divide the {share} videos of each GPU (batch={recipe.batch} "
             f"over {gpus}): give a divisor, such as 1"
         )
-
-
-def _compiles_what_is_split(setup: Setup) -> bool:
-    recipe = setup.recipe
-    splits = recipe.sharded if isinstance(recipe, WanOdePairsRecipe) else True
-    return recipe.compiled and splits and setup.gpus > 1
 
 
 def distil_work(setup: Setup, inputs: Inputs) -> DistilWork:
