@@ -67,6 +67,14 @@ def test_two_digits_are_as_frequent_as_asked_for(tmp_path: Path, vae: TinyVAE) -
         assert {len(scene.movers) for scene in scenes} == {1 + int(pairs)}
 
 
+def test_shards_that_were_made_otherwise_are_not_taken(tmp_path: Path, vae: TinyVAE) -> None:
+    make_shard("first_frames", 0, folder=tmp_path, vae=vae, seed=0, size=2, pairs=0.2)
+    with pytest.raises(ValueError, match=r"_0000\.safetensors was made with pairs 0\.2, the recipe says 0\.6"):
+        make_shard("first_frames", 0, folder=tmp_path, vae=vae, seed=0, size=2, pairs=0.6)
+    with pytest.raises(ValueError, match="was made with data"):
+        make_shard("first_frames", 0, folder=tmp_path, vae=vae, seed=0, size=2, pairs=0.2, data=SHORT)
+
+
 def test_wrong_use_is_refused(tmp_path: Path, vae: TinyVAE) -> None:
     with pytest.raises(ValueError, match="unknown kind of latents 'frames'"):
         make_shard("frames", 0, folder=tmp_path, vae=vae, seed=0)

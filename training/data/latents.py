@@ -12,13 +12,17 @@ already there are kept. A shard has
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from diag_core.vae.tiny import TinyVAE
 
@@ -114,15 +118,18 @@ def make_shard(
     """Render and encode shard `number` of `kind` ("videos" or "first_frames") unless its file is there; returns its
     path. `pairs` is the share of scenes with two digits.
 
-    Raises ValueError for another kind."""
+    Raises ValueError for another kind, or where the file that is there was made otherwise."""
     if kind not in SHARD_SIZE:
         raise ValueError(f"unknown kind of latents {kind!r}; use one of {', '.join(SHARD_SIZE)}")
     path = Path(folder) / f"{kind}_{number:04d}.safetensors"
-    if path.exists():
-        return path
     data = data or MovingDigitsConfig()
-    device = next(vae.parameters()).device
     size = SHARD_SIZE[kind] if size is None else size
+    made = {"kind": kind, "seed": seed, "split": split, "number": number, "pairs": pairs, "size": size}
+    made["data"] = dataclasses.asdict(data)
+    if path.exists():
+        _check_made(path, made)
+        return path
+    device = next(vae.parameters()).device
     offset = number * size + (_FIRST_FRAME_OFFSET if kind == "first_frames" else 0)
     frames = np.zeros(1) if kind == "first_frames" else None
     latents: list[torch.Tensor] = []
@@ -135,7 +142,18 @@ def make_shard(
         latents.append(encoded[:, :, 0] if kind == "first_frames" else encoded)
         scenes.extend(clip.scene for clip in clips)
     tensors = {"latents": torch.cat(latents).half(), "attributes": scenes_to_indices(scenes)}
-    return save_tensors(path, tensors, {"kind": kind, "seed": seed, "split": split, "number": number, "pairs": pairs})
+    return save_tensors(path, tensors, made)
+
+
+def _check_made(path: Path, made: dict[str, Any]) -> None:
+    with safe_open(str(path), framework="pt") as file:
+        before = file.metadata() or {}
+    for name, value in made.items():
+        if before.get(name) != (value if isinstance(value, str) else json.dumps(value)):
+            raise ValueError(
+                f"{path} was made with {name} {before.get(name)}, the recipe says {value}: delete the latents, or "
+                "choose another output folder"
+            )
 
 
 def load_latents(folder: str | Path) -> LatentSet:
