@@ -213,6 +213,26 @@ def test_a_prompt_typed_while_the_video_is_made_changes_it(tab, tmp_path):
     tab.page.wait_for_function("() => document.querySelector('.ddx-live input').disabled")
 
 
+def test_a_stream_inside_of_a_subgraph_takes_live_prompts(tab, tmp_path):
+    tab.open_template("Stream with live prompts")
+    tab.page.evaluate(
+        "(kind) => { const node = app.graph.nodes.find((n) => n.type === kind);"
+        " node.widgets.find((w) => w.name === 'length').value = 3600;"
+        " const { node: outer } = app.graph.convertToSubgraph(new Set([node])); app.canvas.openSubgraph(outer.subgraph) }",
+        "DiagDistillStream",
+    )
+    tab.page.wait_for_timeout(800)
+    typed = tab.page.locator(".ddx-live input")
+    assert typed.is_visible() and typed.is_disabled()
+    tab.start()
+    tab.page.wait_for_function("() => !document.querySelector('.ddx-live input').disabled")
+    typed.fill("a white 8 moves left fast and bounces, on a navy ground")
+    typed.press("Enter")
+    tab.page.wait_for_function("() => document.querySelector('.ddx-live').innerText.includes('s: a white 8')")
+    tab.page.evaluate("async () => { await fetch('/api/interrupt', { method: 'POST' }) }")
+    tab.page.wait_for_function("() => document.querySelector('.ddx-live input').disabled")
+
+
 def test_the_live_prompt_shows_only_where_a_clip_is_connected(tab):
     tab.open_template("Demo on CPU")
     tab.show(["DiagDistillSampler"])
