@@ -30,8 +30,7 @@ def forward_of(model: WanDiT, *, compiled: bool) -> Forward:
     """
     if not compiled:
         return model
-    if model.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-        raise ValueError("recipe: compiled=true needs a C++ compiler (g++); install one, or set compiled=false")
+    require_compiler()
     if model.device.type == "cpu":
         model.attend = _plain_attention
     if isinstance(model, FSDPModule):
@@ -41,6 +40,12 @@ def forward_of(model: WanDiT, *, compiled: bool) -> Forward:
         return model
     fused: Any = torch.compile(model, dynamic=False)
     return fused
+
+
+def require_compiler() -> None:
+    """Raises ValueError where torch.compile has nothing to do its work with, on a GPU or not."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+        raise ValueError("recipe: compiled=true needs a C++ compiler (g++); install one, or set compiled=false")
 
 
 def _fused_over_whole_videos(forward: Forward) -> Forward:

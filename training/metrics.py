@@ -81,9 +81,9 @@ def signs_of_collapse(health: Mapping[str, float], teacher: Mapping[str, float],
     return signs
 
 
-_LESS_STEPS = "Raise weights.gamma or train the critic more often (generator_every), and start from an earlier result"
-_SLOWER = "Lower learning_rate, or raise generator_every so that the critic keeps up"
-_SOFTER = "Lower cfg or learning_rate, or end earlier: the longer a run, the more colours grow"
+_LESS_STEPS = "Distilling, raise weights.gamma or train the critic more often (generator_every), from an earlier result"
+_SLOWER = "Lower learning_rate; distilling, raise generator_every so that the critic keeps up"
+_SOFTER = "Lower learning_rate (distilling, cfg too), or end earlier: the longer a run, the more colours grow"
 
 
 class HealthWatch:

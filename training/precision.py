@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
+from diag_core import WanDiT
 from diag_core.noise_schedule import x0_from_flow
 
 from .compilation import Forward
@@ -26,14 +28,29 @@ def precision_of(name: str, device: torch.device | str) -> torch.dtype:
 
 
 def half_is_quick(device: torch.device | str) -> bool:
-    """Whether bfloat16 is worth using there. A CPU needs AVX-512 for it: without, PyTorch 2.11 multiplies bfloat16
-    matrices 140 times as slowly as float32 ones (0.95 against 133 GFLOP/s, two cores of an AMD EPYC with AVX2)."""
+    """Whether bfloat16 is worth using there. An x86 CPU needs AVX-512 for it: without, PyTorch 2.11 multiplies bfloat16
+    matrices 140 times as slowly as float32 ones (0.95 against 133 GFLOP/s, two cores of an AMD EPYC with AVX2). Others
+    were not tried, and count as slow."""
     return torch.device(device).type != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
-def autocast(device: torch.device | str, *, enabled: bool = True) -> torch.autocast:
+def autocast(device: torch.device | str) -> torch.autocast:
     """Autocast of float32 weights to bfloat16 where the device is quick in it, else a context that changes nothing."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled and half_is_quick(device))
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half_is_quick(device))
+
+
+def sampling_precision(model: WanDiT) -> torch.dtype:
+    """What float32 weights are sampled in, by autocast: bfloat16 where the device is quick in it. Always so where they
+    are sharded, for then they may be gathered as bfloat16, beside a cache in the dtype of the shards. Others are
+    sampled as they are, for which float32 stands."""
+    half = model.dtype == torch.float32 and (isinstance(model, FSDPModule) or half_is_quick(model.device))
+    return torch.bfloat16 if half else torch.float32
+
+
+def sampling_autocast(model: WanDiT) -> torch.autocast:
+    """Autocast to that."""
+    precision = sampling_precision(model)
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision.itemsize == 2)
 
 
 def flow_of(

@@ -218,7 +218,8 @@ def test_a_stream_inside_of_a_subgraph_takes_live_prompts(tab, tmp_path):
     tab.page.evaluate(
         "(kind) => { const node = app.graph.nodes.find((n) => n.type === kind);"
         " node.widgets.find((w) => w.name === 'length').value = 3600;"
-        " const { node: outer } = app.graph.convertToSubgraph(new Set([node])); app.canvas.openSubgraph(outer.subgraph) }",
+        " const { node: outer } = app.graph.convertToSubgraph(new Set([node]));"
+        " app.canvas.openSubgraph(outer.subgraph) }",
         "DiagDistillStream",
     )
     tab.page.wait_for_timeout(800)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diag_core import SeededNoise, WanConfig, WanDiT
+from diag_core.checkpoint import CheckpointSettings
 from training import distributed
 from training.__main__ import main as training_main
 from training.checkpoint import newest
@@ -26,12 +27,14 @@ from training.metrics import HealthLimits
 from training.parallelize import parallelize, trained_weights
 from training.precision import flow_of
 from training.recipes.distillation import DistilRecipe, OdeInitRecipe
+from training.recipes.wan import VideoSize
 from training.roles import Roles, trained
 from training.rollout import rollout
 from training.stages.distil import Distil
 from training.stages.ode_init import OdeInit
 from training.stages.ode_pairs import OdePairs
 from training.trainer import train
+from training.wan.gallery import sample_latents
 from training.wan.loading import load_model
 
 WAN = WanConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, in_dim=4, out_dim=4, freq_dim=16, text_dim=8, text_len=5)
@@ -170,22 +173,51 @@ def fused(folder: Path) -> None:
     latents, context = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(4)), encode(["a", "bb"])
     sigma, config = torch.tensor([0.3, 0.8]), task(RECIPE).config
     made: dict[str, Tensor] = {}
-    for name, compiled in (("plain", False), ("fused", True)):
-        own = parallelize(trained(model(0)), precision=torch.float32, checkpointing=True)
-        # The graph as PyTorch runs it: code for it takes minutes to make, and is not this project's to test.
-        with patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
-            forward = forward_of(own, compiled=compiled)
-        flow = flow_of(forward, latents, sigma, context, precision=torch.float32)
-        flow.square().mean().backward()
-        grads = {n: p.grad for n, p in trained_weights(own).items() if p.grad is not None}
-        made |= {f"{name}.flow": flow.detach(), **{f"{name}.{n}": g for n, g in distributed.gathered(grads).items()}}
-        if compiled:
-            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        rolled = rollout(own, context, config, noise=SeededNoise(1), shape=(2, *SHAPE), gradients=False)
-        made[f"{name}.rolled"] = rolled.latents
-    after = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    graphs: dict[str, list[int]] = {}
+    for precision, checkpointing in ((torch.float32, True), (torch.bfloat16, False)):
+        for how, compiled in (("plain", False), ("fused", True)):
+            name = f"{precision}.{how}".removeprefix("torch.")
+            before = counted_graphs()
+            own = parallelize(trained(model(0)), precision=precision, checkpointing=checkpointing)
+            # The graph as PyTorch runs it: code for it takes minutes to make, and is not this project's to test.
+            with patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
+                forward = forward_of(own, compiled=compiled)
+            flow = flow_of(forward, latents, sigma, context, precision=precision)
+            flow.square().mean().backward()
+            graphs[name] = [counted_graphs() - before]
+            grads = {n: p.grad for n, p in trained_weights(own).items() if p.grad is not None}
+            alike = replace(config, precision=precision)
+            rolled = rollout(own, context, alike, noise=SeededNoise(1), shape=(2, *SHAPE), gradients=False)
+            parts = {"flow": flow.detach(), "rolled": rolled.latents, **distributed.gathered(grads)}
+            made |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+            graphs[name].append(counted_graphs() - before)
     if distributed.is_main():
-        save_tensors(folder / "fused.safetensors", made, {"graphs": [graphs, after]})
+        save_tensors(folder / "fused.safetensors", made, {"graphs": graphs})
+
+
+def counted_graphs() -> int:
+    """That torch.compile has made so far."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+class Embedded:
+    """Prompts that need no encoder."""
+
+    negative = ""
+
+    def encode(self, prompts: list[str]) -> Tensor:
+        return encode(prompts)
+
+
+def sampled(folder: Path) -> None:
+    """A sample video of a sharded model whose weights are gathered as bfloat16, and of the whole one."""
+    settings = CheckpointSettings(schedule="2", window_frames=6)
+    video = VideoSize(width=32, height=32, latent_frames=SHAPE[1])
+    whole, split = model(0), parallelize(model(0), precision=torch.bfloat16)
+    for name, own in (("whole", whole), ("split", split)):
+        latents = sample_latents(own, settings, ["a", "bb"], Embedded(), video)  # type: ignore[arg-type]
+        if distributed.is_main():
+            save_tensors(folder / f"{name}.safetensors", {"latents": latents})
 
 
 def commands(folder: Path) -> None:
@@ -208,7 +240,7 @@ def peak_memory() -> int:
 
 SCENARIOS: dict[str, Any] = {
     "parity": parity, "half": half, "whole": whole, "long": long, "rest": rest, "refused": refused,
-    "commands": commands, "memory": memory, "fused": fused,
+    "commands": commands, "memory": memory, "fused": fused, "sampled": sampled,
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "grows", folder / "single")
     run(
         f"parity={folder / 'two'}", f"half={folder / 'shrinks'}", f"whole={folder / 'grows'}",
-        f"refused={folder / 'refused'}", f"fused={folder}",
+        f"refused={folder / 'refused'}", f"fused={folder}", f"sampled={folder}",
     )  # fmt: skip
     worker.parity(folder / "one")
     return folder
@@ -79,14 +79,23 @@ def test_in_bf16_two_processes_stay_close_to_one(folders: Path) -> None:
         assert theirs == pytest.approx(mine, rel=0.02)
 
 
-def test_a_sharded_model_can_be_compiled(folders: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_sharded_model_can_be_compiled(folders: Path, precision: str) -> None:
     made, metadata = load_tensors(folders / "fused.safetensors")
-    names = [name.removeprefix("plain.") for name in made if name.startswith("plain.")]
+    names = [name.removeprefix(f"{precision}.plain.") for name in made if name.startswith(f"{precision}.plain.")]
     assert len(names) > 20 and {"flow", "rolled", "blocks.0.self_attn.q.weight"} <= set(names)
+    close = CLOSE if precision == "float32" else 0.02
     for name in names:
-        torch.testing.assert_close(made[f"fused.{name}"], made[f"plain.{name}"], atol=CLOSE, rtol=CLOSE)
+        one, other = (made[f"{precision}.{how}.{name}"] for how in ("fused", "plain"))
+        torch.testing.assert_close(one, other, atol=close, rtol=close)
     # One graph for all blocks alike, and none for the lengths of a cache.
-    assert json.loads(metadata["graphs"]) == [1, 1]
+    assert json.loads(metadata["graphs"])[f"{precision}.fused"] == [1, 1]
+
+
+def test_a_sharded_model_is_sampled_in_what_its_weights_are_gathered_in(folders: Path) -> None:
+    whole, split = (load_tensors(folders / f"{name}.safetensors")[0]["latents"] for name in ("whole", "split"))
+    assert whole.shape == (2, *worker.SHAPE) and split.isfinite().all()
+    torch.testing.assert_close(split, whole, atol=0.1, rtol=0.1)
 
 
 @pytest.mark.parametrize("name", ["grows", "shrinks"])
@@ -195,7 +204,7 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path, {"weight": torch.zeros(3), "other": torch.zeros(3)})
 
 
-def test_what_does_not_divide_or_work_over_processes_is_refused(folders: Path) -> None:
+def test_what_does_not_divide_over_processes_is_refused(folders: Path) -> None:
     batch, micro = json.loads((folders / "refused" / "told.json").read_text())
     assert "batch must be a multiple of the 2 processes, got 3" in batch
     assert "micro_batch must divide the 2 samples of each process (batch 4 over 2), got 3" in micro

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +70,14 @@ def test_two_digits_are_as_frequent_as_asked_for(tmp_path: Path, vae: TinyVAE) -
 
 def test_shards_that_were_made_otherwise_are_not_taken(tmp_path: Path, vae: TinyVAE) -> None:
     make_shard("first_frames", 0, folder=tmp_path, vae=vae, seed=0, size=2, pairs=0.2)
-    with pytest.raises(ValueError, match=r"_0000\.safetensors was made with pairs 0\.2, the recipe says 0\.6"):
+    with pytest.raises(ValueError, match=r"_0000\.safetensors was made with pairs 0\.2, now it is 0\.6"):
         make_shard("first_frames", 0, folder=tmp_path, vae=vae, seed=0, size=2, pairs=0.6)
-    with pytest.raises(ValueError, match="was made with data"):
+    with pytest.raises(ValueError, match=r"was made with data\.num_pixel_frames 81, now it is 9"):
         make_shard("first_frames", 0, folder=tmp_path, vae=vae, seed=0, size=2, pairs=0.2, data=SHORT)
+    other = copy.deepcopy(vae)
+    torch.nn.init.zeros_(next(other.parameters()))
+    with pytest.raises(ValueError, match="was made with vae"):
+        make_shard("first_frames", 0, folder=tmp_path, vae=other, seed=0, size=2, pairs=0.2)
 
 
 def test_wrong_use_is_refused(tmp_path: Path, vae: TinyVAE) -> None:

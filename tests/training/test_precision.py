@@ -19,7 +19,7 @@ LATENTS = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0)
 CONTEXT = torch.randn(1, 32, 4096, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(params=["AVX2", "AVX512", "AMX with AVX512"])
+@pytest.fixture(params=["AVX2", "AVX512", "SVE256"])
 def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """A CPU of that kind: whether it multiplies bfloat16 in hardware of its own."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: request.param)
@@ -42,8 +42,6 @@ def test_auto_is_what_the_device_is_quick_in(quick: bool) -> None:
     assert precision_of("bf16", "cpu") == half and precision_of("fp32", "cuda") == torch.float32
     with autocast("cpu"):
         assert torch.is_autocast_enabled("cpu") == quick
-    with autocast("cpu", enabled=False):
-        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_what_a_recipe_says_is_done(quick: bool) -> None:

@@ -50,7 +50,7 @@ def test_names_of_gpus_and_files() -> None:
     [
         (["lora.rank=4"], "a LoRA is not measured here"),
         (["--updates", "0"], "--updates must be at least 1"),
-        (["precision=fp32"], "weights_precision must be fp32 where precision is not bf16, got bf16"),
+        (["precision=fp32"], "weights_precision must be fp32 where precision is fp32, got bf16"),
         (["batches=2"], "did you mean batch?"),
     ],
 )

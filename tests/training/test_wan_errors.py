@@ -89,7 +89,7 @@ def test_fields_and_options(stage, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert "takes a number" in stage("stage1", "learning_rate=fast")
     assert "micro_batch=2 does not divide the 3 videos" in stage("stage1", "batch=3", "micro_batch=2", fields=SMALL[:3])
-    assert "weights_precision must be fp32 where precision is not bf16" in stage("stage1", "precision=fp32")
+    assert "weights_precision must be fp32 where precision is fp32" in stage("stage1", "precision=fp32")
     assert "attention must be one of auto, sdpa" in stage("stage1", "attention=sage")
     monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
     assert "attention back end 'flash3' is not available here" in stage("stage1", "attention=flash3")

@@ -26,7 +26,7 @@ from safetensors import safe_open
 
 from diag_core.vae.tiny import TinyVAE
 
-from ..io import load_tensors, save_tensors
+from ..io import checksum, load_tensors, save_tensors
 from ..precision import autocast
 from .moving_digits import MovingDigitsConfig, draw_clips, render
 from .prompts import COLOURS, DIRECTIONS, GROUNDS, MOTIONS, PAIR_FRACTION, SPEEDS, Mover, Scene, random_prompt
@@ -125,7 +125,8 @@ def make_shard(
     data = data or MovingDigitsConfig()
     size = SHARD_SIZE[kind] if size is None else size
     made = {"kind": kind, "seed": seed, "split": split, "number": number, "pairs": pairs, "size": size}
-    made["data"] = dataclasses.asdict(data)
+    made |= {f"data.{name}": value for name, value in dataclasses.asdict(data).items()}
+    made["vae"] = checksum(torch.cat([value.flatten().float().cpu() for value in vae.state_dict().values()]))
     if path.exists():
         _check_made(path, made)
         return path
@@ -149,10 +150,11 @@ def _check_made(path: Path, made: dict[str, Any]) -> None:
     with safe_open(str(path), framework="pt") as file:
         before = file.metadata() or {}
     for name, value in made.items():
-        if before.get(name) != (value if isinstance(value, str) else json.dumps(value)):
+        own = value if isinstance(value, str) else json.dumps(value)
+        if before.get(name, own) != own:
             raise ValueError(
-                f"{path} was made with {name} {before.get(name)}, the recipe says {value}: delete the latents, or "
-                "choose another output folder"
+                f"{path} was made with {name} {before[name]}, now it is {own}: delete the latents, or choose another "
+                "output folder"
             )
 
 

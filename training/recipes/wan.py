@@ -122,6 +122,7 @@ class WanOdeInitRecipe(OdeInitRecipe):
         super().__post_init__()
         require(self.attention in ATTENTION, "attention", f"must be one of {', '.join(ATTENTION)}", self.attention)
         require(self.micro_batch >= 0, "micro_batch", "must be 0 or more", self.micro_batch)
+        _no_auto(self.precision)
         _check_chunks(self.video, self.chunk_frames)
 
 
@@ -156,8 +157,14 @@ class WanDistilRecipe(DistilRecipe):
 
 def _check_precision(weights: str, forwards: str) -> None:
     require(weights in PRECISIONS, "weights_precision", f"must be one of {', '.join(PRECISIONS)}", weights)
+    _no_auto(forwards)
     fits = weights == "fp32" or forwards == "bf16"
-    require(fits, "weights_precision", "must be fp32 where precision is not bf16", weights)
+    require(fits, "weights_precision", "must be fp32 where precision is fp32", weights)
+
+
+def _no_auto(forwards: str) -> None:
+    """The memory of a run is known before the device is."""
+    require(forwards in PRECISIONS, "precision", f"must be one of {', '.join(PRECISIONS)}", forwards)
 
 
 def _check_chunks(video: VideoSize, chunk_frames: int) -> None:

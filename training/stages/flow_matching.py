@@ -34,7 +34,7 @@ from ..data.latents import LatentSet
 from ..ema import EMA
 from ..io import load_state, save_state
 from ..logbook import Logbook
-from ..precision import autocast, guided_flow, precision_of
+from ..precision import autocast, guided_flow, sampling_precision
 from ..recipes.teacher import FlowMatchingRecipe
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def sample(
         negative: [1,L,text_dim], the same for all samples.
         sigmas: descending, without the final 0.
     """
-    precision = precision_of("auto", noise.device) if model.dtype == torch.float32 else torch.float32
+    precision = sampling_precision(model)
 
     def predict(x: Tensor, sigma: float) -> Tensor:
         return guided_flow(model, x, sigma, context, negative, cfg, precision=precision)

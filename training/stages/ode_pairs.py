@@ -170,8 +170,11 @@ def load_pairs(folder: Path) -> OdePairs:
         raise ValueError(f"no pairs_*.safetensors in {folder}: run the stage ode-pairs first")
     shards = [load_tensors(path) for path in paths]
     for path, (tensors, metadata) in zip(paths, shards, strict=True):
-        if [checksum(row) for row in tensors["points"]] != json.loads(metadata["checksums"]):
-            raise ValueError(f"{path} is damaged: delete it and run the stage ode-pairs again, which makes it anew")
+        if [checksum(row) for row in tensors["points"]] != json.loads(metadata.get("checksums", "[]")):
+            raise ValueError(
+                f"{path} is damaged, or has no checksums: delete it and run the stage ode-pairs again, which makes it "
+                "anew"
+            )
     return OdePairs(
         points=torch.cat([tensors["points"] for tensors, _ in shards]),
         sigmas=shards[0][0]["sigmas"],

@@ -27,7 +27,7 @@ from ..data.prompts import held_out_scenes, to_prompt
 from ..evaluate import Sampler, evaluate_videos, score_videos
 from ..evaluate import compare as compare_samplers
 from ..io import save_json
-from ..precision import autocast, half_is_quick
+from ..precision import half_is_quick, sampling_autocast
 from ..recipes.teacher import FlowMatchingRecipe
 from ..recipes.toy import ToyRecipe
 from ..roles import load_role
@@ -172,7 +172,7 @@ def sampler_of(
     model, schedule = checkpoint.model, settings.diagonal_schedule()
 
     def in_chunks(context: Tensor, negative: Tensor, noise: SeededNoise) -> Tensor:
-        with autocast(model.device, enabled=model.dtype == torch.float32):
+        with sampling_autocast(model):
             return generate(
                 model,
                 context,

@@ -22,7 +22,7 @@ from diag_core.schedule_text import MAX_STEPS
 from diag_core.vae import TinyVAE
 
 from ..data.paths import MovingDigitsConfig
-from ..precision import autocast
+from ..precision import sampling_autocast
 
 CONTROL = "no switch"
 EXTRA_CHUNKS = 2
@@ -148,7 +148,7 @@ class SwitchSampler:
             sampling = sampling or forward.kind != "commit" or forward.chunk >= len(before)
             forwards += sampling
 
-        with autocast(model.device, enabled=model.dtype == torch.float32):
+        with sampling_autocast(model):
             video = stream_chunks(
                 model,
                 timeline,

@@ -22,7 +22,7 @@ from ..distributed import agreement, from_main, is_main
 from ..ema import EMA
 from ..io import save_json
 from ..metrics import pixel_health
-from ..precision import autocast
+from ..precision import sampling_autocast
 from ..recipes.wan import VideoSize
 from ..videos import save_videos
 from .embeddings import Embeddings
@@ -45,7 +45,7 @@ class WanGallery:
         model: the student; its weights are put back after sampling.
         settings: how it is sampled.
         prompts: what is sampled; embedded, all of them.
-        teacher: makes the teacher's latents [N,C,F,H,W] for them; called once by all processes together.
+        teacher: makes the teacher's latents [N,C,F,H,W] for them, on process 0 at least; called once by all together.
         vae: file of a Wan VAE or TAEHV; process 0 decodes, and has it on the device then alone.
         folder: of the stage; the teacher's videos and health are kept there.
     """
@@ -110,7 +110,7 @@ def _one(
 ) -> Tensor:
     _, frames, height, width = video.shape(model.config.in_dim)
     guided = settings.cfg != 1
-    with autocast(model.device):
+    with sampling_autocast(model):
         return generate(
             model,
             embeddings.encode([prompt]).to(model.device),

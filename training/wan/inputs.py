@@ -17,6 +17,7 @@ from diag_core.vae import vae_from_state_dict
 from diag_core.weights import open_weights
 
 from ..boards import require_wandb
+from ..compilation import require_compiler
 from ..recipes.distillation import LoopRecipe
 from ..recipes.wan import WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe, WanRecipe
 from .embeddings import EmbeddingError, Embeddings
@@ -108,6 +109,11 @@ def examine(setup: Setup) -> Inputs:
         attention_backend(setup.recipe.attention)
     except ValueError as error:
         inputs.wrong.append(str(error))
+    if setup.recipe.compiled:
+        try:
+            require_compiler()
+        except ValueError as error:
+            inputs.wrong.append(str(error))
     if isinstance(setup.recipe, LoopRecipe) and setup.recipe.wandb:
         try:
             require_wandb()

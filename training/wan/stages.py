@@ -56,33 +56,36 @@ class Looks(NamedTuple):
 
     prompts: list[str]
     teacher: Callable[[], Tensor]
-    """makes the teacher's latents for them, [N,C,F,H,W]"""
+    """makes the teacher's latents for them, [N,C,F,H,W], on process 0 at least"""
 
 
 def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, int] = (0, 1)) -> None:
     """Runs a stage whose inputs were examined and are right; all processes of a `session` together.
 
     Raises:
-        ValueError: the folder holds the work of another recipe or other inputs; an embedding is damaged.
+        ValueError: the folder holds the work of another recipe or other inputs; an embedding or a trajectory is
+            damaged.
         Collapse: training has gone wrong.
         OSError: a full disk, say; nothing is left half written.
     """
     recipe, embeddings = setup.recipe, inputs.embeddings
     assert embeddings is not None
+    finished = not isinstance(recipe, WanOdePairsRecipe) and from_main(setup.result.exists())
     with agreement():
         if isinstance(recipe, WanDistilRecipe) and recipe.lora.rank:
             require_peft()
-        log.info("%s: checking %.1f GB of embeddings", setup.stage, embeddings.bytes / 1e9)
-        embeddings.check(rank(), world_size())
-        if inputs.pairs is not None:
-            log.info("%s: checking %.1f GB of pairs", setup.stage, inputs.pairs.bytes / 1e9)
-            inputs.pairs.check(rank(), world_size())
+        if not finished:
+            log.info("%s: checking %.1f GB of embeddings", setup.stage, embeddings.bytes / 1e9)
+            embeddings.check(rank(), world_size())
+            if inputs.pairs is not None:
+                log.info("%s: checking %.1f GB of pairs", setup.stage, inputs.pairs.bytes / 1e9)
+                inputs.pairs.check(rank(), world_size())
         if is_main():
             folder = setup.pairs_folder if isinstance(recipe, WanOdePairsRecipe) else setup.folder
             begin(folder, recipe, _identities(setup))
     if isinstance(recipe, WanOdePairsRecipe):
         _make_pairs(recipe, setup, inputs, device, part)
-    elif from_main(setup.result.exists()):
+    elif finished:
         log.info("%s is there already", setup.result)
     elif isinstance(recipe, WanOdeInitRecipe):
         _init(recipe, setup, inputs, device)
@@ -136,9 +139,14 @@ def _init(recipe: WanOdeInitRecipe, setup: Setup, inputs: Inputs, device: torch.
     ).model  # fmt: skip
     # The task reads rows of the points, the levels and the prompts: those of a folder do as well as those in memory.
     task = OdeInit(recipe, student, inputs.pairs, embeddings.encode)  # type: ignore[arg-type]
-    # What the teacher makes is at hand: the ends of its trajectories.
     prompts, points = inputs.pairs.prompts[: recipe.sample_prompts], inputs.pairs.points
-    looks = Looks(prompts, lambda: points[torch.arange(len(prompts))][:, -1])
+
+    def ends() -> Tensor:
+        """What the teacher makes of them is at hand: the ends of its trajectories, which process 0 alone looks at."""
+        with agreement():
+            return points[torch.arange(len(prompts))][:, -1] if is_main() else torch.empty(0)
+
+    looks = Looks(prompts, ends)
     _train(setup, inputs, task, student, task.ema, looks, device)
 
 
