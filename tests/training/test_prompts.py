@@ -86,7 +86,8 @@ def test_other_prompts_are_refused(prompt: str, complaint: str) -> None:
 @given(st.text(max_size=60))
 def test_nothing_but_value_errors(text: str) -> None:
     with contextlib.suppress(ValueError):
-        parse(text)
+        scene = parse(text)
+        assert parse(to_prompt(scene)) == scene
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,10 @@ def test_stopped_at_any_iteration_it_ends_the_same(tmp_path: Path, fail_at: int)
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     train("x", Counter(), RECIPE, tmp_path)
-    train("x", Counter(fail_at=0), RECIPE, tmp_path)
+    before = read_log(tmp_path)
+    again = Counter(fail_at=0)  # its first update would raise
+    train("x", again, RECIPE, tmp_path)
+    assert read_log(tmp_path) == before and len(before) > 0
 
 
 def test_a_full_disk_while_saving_leaves_the_last_state_whole(
