@@ -81,6 +81,8 @@ class WanOdePairsRecipe(OdePairsRecipe):
     attention: str = "auto"
     """its kernels, of `diag_core.attention`: auto is FlashAttention 3 where it is installed and fits the GPU, else
     PyTorch's own choice"""
+    precision: str = "bf16"
+    """of activations: bf16 or fp32"""
     shards: int = 1024
     """files, each whole or absent"""
     pairs_a_shard: int = 16
@@ -107,6 +109,8 @@ class WanOdeInitRecipe(OdeInitRecipe):
     attention: str = "auto"
     """its kernels, of `diag_core.attention`: auto is FlashAttention 3 where it is installed and fits the GPU, else
     PyTorch's own choice"""
+    precision: str = "bf16"
+    """of activations: bf16 or fp32"""
     batch: int = 64
     """videos of an update, on all GPUs together"""
     micro_batch: int = 1
@@ -134,6 +138,8 @@ class WanDistilRecipe(DistilRecipe):
     attention: str = "auto"
     """its kernels, of `diag_core.attention`: auto is FlashAttention 3 where it is installed and fits the GPU, else
     PyTorch's own choice"""
+    precision: str = "bf16"
+    """of activations: bf16 or fp32"""
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     negative_prompt: str = WAN_NEGATIVE_PROMPT
     """what the real score's guidance leads away from; it must be among the embeddings"""
