@@ -99,6 +99,23 @@ def score_videos(
     return _score(track(pixels, scenes), scenes, classifier, chunk_frames)
 
 
+def score_frames(pixels: torch.Tensor, scenes: Sequence[Scene], classifier: DigitClassifier) -> dict[str, torch.Tensor]:
+    """Of videos that may be single frames what needs no motion, keys to [B] as in `score_videos`: digit and colour.
+
+    Raises ValueError when the number of scenes is not that of the videos."""
+    tracks = track(pixels, scenes)
+    return _looks(tracks, log_probabilities(classifier, tracks.cover))
+
+
+def _looks(tracks: Tracks, readings: torch.Tensor) -> dict[str, torch.Tensor]:
+    digits = torch.tensor([mover.digit for mover in tracks.movers])
+    colours = [read == m.colour for read, m in zip(read_colours(tracks.colour), tracks.movers, strict=True)]
+    return {
+        "digit": tracks.per_video((read_digits(readings) == digits).float()),
+        "colour": tracks.per_video(torch.tensor(colours).float()),
+    }
+
+
 def _score(
     tracks: Tracks, scenes: Sequence[Scene], classifier: DigitClassifier, chunk_frames: int
 ) -> dict[str, torch.Tensor]:
@@ -120,16 +137,13 @@ def _score(
         right = [float("nan") if a is None else float(a == r) for a, r in zip(asked, read, strict=True)]
         return tracks.per_video(torch.tensor(right))
 
-    def share(right: Sequence[bool] | torch.Tensor) -> torch.Tensor:
-        return tracks.per_video(torch.as_tensor(right).float())
-
+    moves = [motion_matches(near, mover) for near, mover in zip(paths.nearest, movers, strict=True)]
     chunk_right = [(read_digits(readings[:, part]) == digits).float() for part in chunks]
     return {
-        "digit": share(read_digits(readings) == digits),
+        **_looks(tracks, readings),
         "direction": directions(tracks.centre),
         "flow_direction": directions(flow_tracks(steps)),
-        "motion": share([motion_matches(near, mover) for near, mover in zip(paths.nearest, movers, strict=True)]),
-        "colour": share([read == m.colour for read, m in zip(read_colours(tracks.colour), movers, strict=True)]),
+        "motion": tracks.per_video(torch.tensor(moves).float()),
         "path_error": tracks.per_video(paths.error),
         "amplitude": tracks.per_video(amplitudes(tracks.centre)),
         "flow_amplitude": tracks.per_video(steps.norm(dim=-1).mean(1)),

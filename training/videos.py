@@ -1,4 +1,5 @@
-"""Sample videos of a run: an MP4 with the videos side by side, and a picture with a row of frames for each.
+"""Samples of a run: of videos an MP4 with them side by side and a picture with a row of frames for each, of single
+frames a picture.
 
 Shapes: N videos, T pixel frames; pixels [N,3,T,H,W] in -1..1.
 """
@@ -34,3 +35,14 @@ def save_videos(folder: Path, name: str, pixels: Tensor, *, fps: float = DEFAULT
     path = folder / f"{name}.mp4"
     with Mp4Writer(path, width=side_by_side.shape[2], height=side_by_side.shape[1], fps=fps) as writer:
         writer.write(side_by_side)
+
+
+def save_frames(folder: Path, name: str, pixels: Tensor) -> None:
+    """Writes `name`.png: the first frame of the first videos, side by side.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = pixels[:SHOWN, :, :1].float().cpu()
+    write_png(folder / f"{name}.png", torch.cat([to_uint8(video[None])[0] for video in shown], dim=1))

@@ -19,6 +19,7 @@ from training.evaluate import (
     motion_kept,
     real_sampler,
     scenes_of,
+    score_frames,
     score_videos,
 )
 from training.scores.tracking import track
@@ -91,6 +92,17 @@ def test_wrong_digits(pixels: torch.Tensor, scenes: list[Scene], classifier: Dig
     scores = score_videos(pixels, asked, classifier)
     assert scores["digit"].mean() <= 0.05
     assert scores["direction"].nanmean() == 1
+
+
+def test_single_frames_are_read_without_their_motion(
+    pixels: torch.Tensor, scenes: list[Scene], classifier: DigitClassifier
+) -> None:
+    frames = pixels[:, :, :1]
+    scores = score_frames(frames, scenes, classifier)
+    assert set(scores) == {"digit", "colour"} and scores["digit"].shape == (COUNT,)
+    assert scores["digit"].mean() >= 0.85 and scores["colour"].mean() == 1
+    asked = changed(scenes, lambda mover: replace(mover, digit=(mover.digit + 5) % 10))
+    assert score_frames(frames, asked, classifier)["digit"].mean() <= 0.1
 
 
 def test_each_of_two_digits_is_read_by_its_colour(classifier: DigitClassifier) -> None:

@@ -29,11 +29,13 @@ def test_every_stage_runs_and_leaves_a_checkpoint_that_carries_its_settings(tmp_
     assert next(loaded.model.parameters()).dtype == torch.bfloat16
     assert json.loads((tmp_path / "teacher_scores.json").read_text()) == scores
     assert scores["videos"] == 4 and set(scores["chance"]) == {"digit", "direction", "colour", "motion"}
-    samples = {path.name for path in (tmp_path / "looks" / "samples").iterdir()}
+    assert {path.name for path in (tmp_path / "looks" / "samples").iterdir()} == {"step_000002.png"}
+    samples = {path.name for path in (tmp_path / "motion" / "samples").iterdir()}
     assert samples == {f"step_{step:06d}.{ending}" for step in (2, 4) for ending in ("mp4", "png")}
-    curve = read_log(tmp_path / "looks")
+    curve = read_log(tmp_path / "motion")
     assert [entry["step"] for entry in curve if "loss" in entry] == [2, 4, 5]
     assert [entry["step"] for entry in curve if "amplitude" in entry] == [2, 4]
+    assert {"digit", "colour"} <= set().union(*read_log(tmp_path / "looks"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").iterdir()}
     again = toy_teacher.run(recipe, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").iterdir()} == before

@@ -9,27 +9,27 @@ from diag_core import WanConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FlowMatchingRecipe:
-    """Flow matching of a bidirectional DiT: single latent frames first, which teach what a digit looks like, and then
-    videos, in many steps on small batches, which teach how it moves."""
+    """Flow matching of a bidirectional DiT on first latent frames, on videos, and on a few latent frames of them.
+
+    First frames teach what a digit looks like and, as cheaply, which words belong to which digit: a digit begins at the
+    edge that it moves away from, so that even its direction is in the picture."""
 
     model: WanConfig = field(
         default_factory=lambda: WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=6, text_len=32)
     )
     seed: int = 0
     image_steps: int = 1400
-    """steps on single latent frames before the first video"""
+    """steps on first frames before the first video"""
     video_steps: int = 1500
-    """steps that follow, of which every `image_every`-th is on single frames again"""
+    """steps that follow, of which every `image_every`-th is on first frames again"""
     image_every: int = 8
     image_batch: int = 256
     video_batch: int = 12
     sparse_of: tuple[int, int] = (0, 1)
-    """of so many video steps, so many show only each `sparse_stride`-th latent frame: cheap steps that teach
-    where things go"""
+    """of so many video steps, so many show only each `sparse_stride`-th latent frame, from the first on: cheap steps
+    that teach where things go"""
     sparse_stride: int = 3
     sparse_batch: int = 16
-    video_frame_share: float = 0.5
-    """share of single frames that are cut from videos; the rest are single images, as a video's first latent frame"""
     learning_rate: float = 8e-4
     warmup_steps: int = 100
     cooldown: float = 0.35
@@ -39,11 +39,10 @@ class FlowMatchingRecipe:
     """largest gradient norm"""
     prompt_dropout: float = 0.1
     """share of samples trained without their prompt, for classifier-free guidance"""
-    shift: float = 12.0
-    """of the noise levels that videos are trained at: many frames together show through much noise where things go, so
-    that motion is decided at levels of 0.9 and more"""
-    image_shift: float = 3.0
-    """of those that single frames are trained at"""
+    shift: float = 2.7
+    """of the noise levels that single frames are trained at. That of F frames is sqrt(F) times as high, for together
+    they show through so much more noise (as a larger image does, arXiv 2403.03206): motion is decided in levels of 0.9
+    and more of a whole video, and in lower ones of a few frames of it"""
     spread: float = 1.6
     """standard deviation of the noise levels' logits, before the shift"""
     ema: float = 0.998
@@ -58,11 +57,11 @@ class FlowMatchingRecipe:
         for name in (*batches, "image_every", "sparse_stride", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe: {name} must be at least 1, got {getattr(self, name)}")
-        shares = ("prompt_dropout", "cooldown", "ema", "video_frame_share")
+        shares = ("prompt_dropout", "cooldown", "ema")
         for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"recipe: {name} must be from 0 to 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip", "shift", "image_shift", "spread"):
+        for name in ("learning_rate", "clip", "shift", "spread"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"recipe: {name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.sparse_of[0] <= self.sparse_of[1] > 0:
@@ -78,7 +77,7 @@ class FlowMatchingRecipe:
         return self.image_steps + self.video_steps
 
     def on_images(self, step: int) -> bool:
-        """Whether step `step` trains on single frames."""
+        """Whether step `step` trains on first frames."""
         return step < self.image_steps or (step - self.image_steps) % self.image_every == self.image_every - 1
 
     def on_sparse(self, step: int) -> bool:

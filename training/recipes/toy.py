@@ -14,11 +14,27 @@ from ..stages.autoencoder import AutoencoderConfig
 from .teacher import FlowMatchingRecipe
 
 
+def _looks(**changes: Any) -> FlowMatchingRecipe:
+    """First latent frames alone."""
+    recipe = FlowMatchingRecipe(seed=0, image_steps=1500, video_steps=0, cooldown=0.2)
+    return replace(recipe, **changes)
+
+
 def _motion(**changes: Any) -> FlowMatchingRecipe:
-    """Videos, and few single frames."""
+    """Five latent frames of a video, and whole ones now and then."""
     recipe = FlowMatchingRecipe(
-        seed=1, image_steps=0, video_steps=4600, sparse_of=(2, 3), sparse_batch=20, cooldown=0.4
-    )
+        seed=1, image_steps=0, video_steps=2800, image_every=4, sparse_of=(5, 6), sparse_stride=5, sparse_batch=48,
+        cooldown=0.2,
+    )  # fmt: skip
+    return replace(recipe, **changes)
+
+
+def _teacher(**changes: Any) -> FlowMatchingRecipe:
+    """Whole videos, and few frames of them in between."""
+    recipe = FlowMatchingRecipe(
+        seed=2, image_steps=0, video_steps=4000, image_every=8, sparse_of=(1, 2), sparse_stride=5, sparse_batch=48,
+        cooldown=0.4,
+    )  # fmt: skip
     return replace(recipe, **changes)
 
 
@@ -37,14 +53,13 @@ class ToyRecipe:
     videos_a_shard: int = 1000
     image_shards: int = 15
     images_a_shard: int = 10_000
-    looks: FlowMatchingRecipe = field(
-        default_factory=lambda: FlowMatchingRecipe(
-            image_steps=1000, video_steps=1200, sparse_of=(2, 3), cooldown=0.1, compiled=True
-        )
-    )
-    """the teacher's first part, what things look like: single latent frames, then videos"""
+    looks: FlowMatchingRecipe = field(default_factory=lambda: _looks(compiled=True))
+    """the teacher's first part, what things look like: single latent frames"""
     motion: FlowMatchingRecipe = field(default_factory=lambda: _motion(compiled=True))
-    """its second, how they move; begins with the weights of `looks`"""
+    """its second, where they go and what belongs to which digit: few frames of a video; begins with the weights of
+    `looks`"""
+    teacher: FlowMatchingRecipe = field(default_factory=lambda: _teacher(compiled=True))
+    """its last, whole videos, whose result is the teacher; begins with the weights of `motion`"""
     settings: CheckpointSettings = field(
         default_factory=lambda: CheckpointSettings(
             schedule="50", shift=5.0, causal=False, step="euler", cfg=3.0, text_encoder="demo-clauses",
@@ -62,14 +77,14 @@ class ToyRecipe:
     def __post_init__(self) -> None:
         if self.autoencoder.data != self.data:
             raise ValueError("recipe: autoencoder and teacher are trained on other videos; give both one `data`")
-        for name, stage in (("looks", self.looks), ("motion", self.motion)):
+        for name, stage in self.parts.items():
             if self.sample_every < 1 or self.sample_every % stage.save_every:
                 raise ValueError(
                     f"recipe: sample_every must be a multiple of {name}.save_every, {stage.save_every}, got "
                     f"{self.sample_every}"
                 )
-        if self.looks.model != self.motion.model:
-            raise ValueError("recipe: motion goes on with the weights of looks; give both one `model`")
+        if any(stage.model != self.model for stage in self.parts.values()):
+            raise ValueError(f"recipe: {', '.join(self.parts)} train one network; give all of them one `model`")
         if not 0 <= self.pairs <= 1:
             raise ValueError(f"recipe: pairs must be from 0 to 1, got {self.pairs}")
         if self.settings.causal:
@@ -78,7 +93,12 @@ class ToyRecipe:
     @property
     def model(self) -> WanConfig:
         """of the teacher, and so of all that is distilled from it"""
-        return self.motion.model
+        return self.teacher.model
+
+    @property
+    def parts(self) -> dict[str, FlowMatchingRecipe]:
+        """of the teacher's training, in order"""
+        return {"looks": self.looks, "motion": self.motion, "teacher": self.teacher}
 
     def with_seed(self, seed: int) -> ToyRecipe:
         """The same recipe from other random numbers in every stage."""
@@ -87,8 +107,7 @@ class ToyRecipe:
             autoencoder=replace(self.autoencoder, seed=seed),
             classifier=replace(self.classifier, seed=seed),
             latents_seed=seed,
-            looks=replace(self.looks, seed=2 * seed),
-            motion=replace(self.motion, seed=2 * seed + 1),
+            **{name: replace(stage, seed=3 * seed + i) for i, (name, stage) in enumerate(self.parts.items())},
         )
 
 
@@ -108,17 +127,12 @@ def toy_accelerator() -> ToyRecipe:
         autoencoder=AutoencoderConfig(data=data, steps=4000, pixel_frames=416),
         video_shards=40,
         image_shards=24,
-        looks=FlowMatchingRecipe(
-            model=model,
-            image_steps=3000,
-            video_steps=4000,
-            image_batch=256,
-            video_batch=32,
-            learning_rate=6e-4,
-            compiled=True,
-        ),
+        looks=_looks(model=model, image_steps=3000, learning_rate=6e-4, compiled=True),
         motion=_motion(
-            model=model, video_steps=6000, video_batch=24, sparse_batch=48, learning_rate=6e-4, compiled=True
+            model=model, video_steps=4000, video_batch=24, sparse_batch=96, learning_rate=6e-4, compiled=True
+        ),
+        teacher=_teacher(
+            model=model, video_steps=5000, video_batch=24, sparse_batch=96, learning_rate=6e-4, compiled=True
         ),
         evaluation_seeds=(0, 1, 2),
     )
@@ -127,6 +141,7 @@ def toy_accelerator() -> ToyRecipe:
 def toy_smoke() -> ToyRecipe:
     """Every stage for a few steps: proves that they fit together, learns nothing."""
     model = WanConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=1, text_len=32)
+    few = {"video_batch": 2, "sparse_batch": 2, "save_every": 1, "log_every": 2}
     return ToyRecipe(
         autoencoder=AutoencoderConfig(steps=2, pixel_frames=18),
         classifier=ClassifierConfig(steps=2, batch=8),
@@ -134,17 +149,9 @@ def toy_smoke() -> ToyRecipe:
         videos_a_shard=8,
         image_shards=1,
         images_a_shard=16,
-        looks=FlowMatchingRecipe(
-            model=model,
-            image_steps=2,
-            video_steps=3,
-            image_every=3,
-            image_batch=4,
-            video_batch=2,
-            save_every=1,
-            log_every=2,
-        ),
-        motion=_motion(model=model, video_steps=3, video_batch=2, sparse_batch=2, save_every=1, log_every=1),
+        looks=_looks(model=model, image_steps=3, image_batch=4, save_every=1, log_every=2),
+        motion=_motion(model=model, video_steps=5, image_every=3, image_batch=4, **few),
+        teacher=_teacher(model=model, video_steps=3, image_batch=4, **few),
         settings=replace(ToyRecipe().settings, schedule="1"),
         sample_every=2,
         sample_steps=1,

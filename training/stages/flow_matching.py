@@ -70,10 +70,10 @@ class Batch:
     """of the latent frames, where some are left out"""
 
 
-def draw_sigmas(recipe: FlowMatchingRecipe, batch: int, generator: torch.Generator, *, images: bool) -> Tensor:
-    """Noise levels [B] in 0..1, of single frames or of videos."""
+def draw_sigmas(recipe: FlowMatchingRecipe, batch: int, generator: torch.Generator, *, frames: int) -> Tensor:
+    """Noise levels [B] in 0..1, of samples of so many latent frames."""
     logits = torch.randn(batch, generator=generator)
-    return shift_sigma(logits.mul(recipe.spread).sigmoid(), recipe.image_shift if images else recipe.shift)
+    return shift_sigma(logits.mul(recipe.spread).sigmoid(), recipe.shift * frames**0.5)
 
 
 def draw_batch(recipe: FlowMatchingRecipe, data: LatentSet, step: int) -> Batch:
@@ -83,27 +83,21 @@ def draw_batch(recipe: FlowMatchingRecipe, data: LatentSet, step: int) -> Batch:
     positions: tuple[int, ...] | None = None
     if recipe.on_images(step):
         size = recipe.image_batch
-        cut = round(size * recipe.video_frame_share)
-        images = torch.from_numpy(rng.integers(len(data.first_frames), size=size - cut))
-        videos = torch.from_numpy(rng.integers(len(data.videos), size=cut))
-        frames = torch.from_numpy(rng.integers(data.videos.shape[2], size=cut))
-        latents = torch.cat([data.first_frames[images], data.videos[videos, :, frames]]).unsqueeze(2)
-        prompts = data.first_frame_prompts(images, rng) + data.video_prompts(videos, rng)
+        images = torch.from_numpy(rng.integers(len(data.first_frames), size=size))
+        latents, prompts = data.first_frames[images].unsqueeze(2), data.first_frame_prompts(images, rng)
     else:
         size = recipe.sparse_batch if recipe.on_sparse(step) else recipe.video_batch
         videos = torch.from_numpy(rng.integers(len(data.videos), size=size))
         latents, prompts = data.videos[videos], data.video_prompts(videos, rng)
         if recipe.on_sparse(step):
-            stride = recipe.sparse_stride
-            count, first = latents.shape[2] // stride, int(rng.integers(stride))
-            latents = latents[:, :, first : first + count * stride : stride]
-            # Attention knows positions by their differences alone, so that where the first one lies does not matter.
-            positions = tuple(range(0, count * stride, stride))
+            # The first frame is always among them: where a digit begins says which way it can go.
+            positions = tuple(range(0, latents.shape[2], recipe.sparse_stride))
+            latents = latents[:, :, :: recipe.sparse_stride]
     dropped = rng.random(size) < recipe.prompt_dropout
     return Batch(
         latents.float(),
         ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)],
-        draw_sigmas(recipe, size, generator, images=recipe.on_images(step)),
+        draw_sigmas(recipe, size, generator, frames=latents.shape[2]),
         torch.randn(latents.shape, generator=generator),
         positions,
     )

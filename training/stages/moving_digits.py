@@ -6,8 +6,8 @@ A stage leaves its result in the output folder. What is there is not made again,
     classifier   classifier.safetensors      ode-init   ode_init.safetensors
     latents      latents/*.safetensors       stage1     stage1.safetensors
     looks        looks.safetensors           stage2     stage2.safetensors
-    teacher      teacher.safetensors         export     dit.safetensors
-                                             evaluate   scores/*.json
+    motion       motion.safetensors          export     dit.safetensors
+    teacher      teacher.safetensors         evaluate   scores/*.json
 """
 
 from __future__ import annotations
@@ -80,10 +80,16 @@ class Pipeline:
         toy_teacher.prepare(self.recipe.preparation, self.folder, device=str(self.device))
 
     def looks(self) -> None:
-        toy_teacher.train_looks(self.recipe.preparation, self.folder, device=str(self.device))
+        self._train_teacher("looks")
+
+    def motion(self) -> None:
+        self._train_teacher("motion")
 
     def teacher(self) -> None:
-        toy_teacher.train_motion(self.recipe.preparation, self.folder, device=str(self.device))
+        self._train_teacher("teacher")
+
+    def _train_teacher(self, part: str) -> None:
+        toy_teacher.train_part(self.recipe.preparation, self.folder, part, device=str(self.device))
 
     # -- distillation -------------------------------------------------------------------------------------------------
 
@@ -231,6 +237,7 @@ STAGES = {
     "classifier": Pipeline.classifier,
     "latents": Pipeline.latents,
     "looks": Pipeline.looks,
+    "motion": Pipeline.motion,
     "teacher": Pipeline.teacher,
     "ode-pairs": Pipeline.ode_pairs,
     "ode-init": Pipeline.ode_init,

@@ -24,14 +24,13 @@ from ..classifier import load_classifier, measure_accuracy, save_classifier, tra
 from ..data.latents import load_latents, make_shard
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import held_out_scenes, to_prompt
-from ..evaluate import Sampler, evaluate_videos, score_videos
+from ..evaluate import Sampler, evaluate_videos, score_frames, score_videos
 from ..evaluate import compare as compare_samplers
 from ..io import save_json
 from ..precision import half_is_quick, sampling_autocast
-from ..recipes.teacher import FlowMatchingRecipe
 from ..recipes.toy import ToyRecipe
 from ..roles import load_role
-from ..videos import SHOWN, save_videos
+from ..videos import SHOWN, save_frames, save_videos
 from . import autoencoder, flow_matching
 
 log = logging.getLogger(__name__)
@@ -40,9 +39,9 @@ EVALUATION_SEED = 20_000
 """of the held-out prompts"""
 _SAMPLE_SEED = 10_000
 """of the prompts that are sampled during training"""
-LOOKS = "looks.safetensors"
 TEACHER = "teacher.safetensors"
-"""its files in the output folder: half-way, and in the end"""
+PARTS = {"looks": "looks.safetensors", "motion": "motion.safetensors", "teacher": TEACHER}
+"""what the parts of its training leave in the output folder, in order"""
 
 
 def run(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> dict[str, Any]:
@@ -53,8 +52,8 @@ def run(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> dict[str, An
         OSError: a full disk, say; nothing is left half written.
     """
     prepare(recipe, folder, device=device)
-    train_looks(recipe, folder, device=device)
-    train_motion(recipe, folder, device=device)
+    for part in PARTS:
+        train_part(recipe, folder, part, device=device)
     return evaluate(
         folder,
         prompts=recipe.evaluation_prompts,
@@ -104,54 +103,53 @@ def make_classifier(recipe: ToyRecipe, vae: TinyVAE, path: Path) -> None:
     save_classifier(path, model, {"test_accuracy": real, "test_accuracy_reconstructed": decoded, **settings})
 
 
-def train_looks(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> None:
-    """Flow matching on the latents of `folder`, its first part; writes the averaged weights."""
-    if not (folder / LOOKS).exists():
-        _train(recipe, folder, recipe.looks, LOOKS, None, device)
-
-
-def train_motion(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> None:
-    """The second part, from the weights of the first; writes the teacher."""
-    if not (folder / TEACHER).exists():
-        looks = load_role(
-            folder / LOOKS, "teacher half-way", like=recipe.model, made_by="looks", device=torch.device("cpu")
-        )
-        _train(recipe, folder, recipe.motion, TEACHER, looks.model.state_dict(), device)
-
-
-def _train(
-    recipe: ToyRecipe,
-    folder: Path,
-    stage: FlowMatchingRecipe,
-    result: str,
-    initial: dict[str, Tensor] | None,
-    device: str,
-) -> None:
+def train_part(recipe: ToyRecipe, folder: Path, part: str, *, device: str = "cpu") -> None:
+    """Flow matching on the latents of `folder`: one of `PARTS`, from the weights of the one before. Writes the averaged
+    weights."""
+    if (folder / PARTS[part]).exists():
+        return
+    before = list(PARTS)[: list(PARTS).index(part)]
+    initial = None
+    if before:
+        path = folder / PARTS[before[-1]]
+        role = load_role(path, "teacher so far", like=recipe.model, made_by=before[-1], device=torch.device("cpu"))
+        initial = role.model.state_dict()
     encode = DemoTextEncoder(recipe.model.text_len, recipe.model.text_dim).encode
-    own = folder / Path(result).stem
-    watch = _watch(recipe, folder, own, device)
+    watch = _watch(recipe, folder, part, device)
     data = load_latents(folder / "latents")
-    weights = flow_matching.train(stage, data, encode, own, initial=initial, device=device, watch=watch)
-    save_dit(folder / result, weights, recipe.model, recipe.settings, dtype=torch.bfloat16)
+    weights = flow_matching.train(
+        recipe.parts[part], data, encode, folder / part, initial=initial, device=device, watch=watch
+    )
+    save_dit(folder / PARTS[part], weights, recipe.model, recipe.settings, dtype=torch.bfloat16)
 
 
-def _watch(recipe: ToyRecipe, folder: Path, own: Path, device: str) -> flow_matching.Watch:
-    """Samples a few held-out prompts now and then: videos in `samples` of the stage's `own` folder, scores for the
-    log."""
+def _watch(recipe: ToyRecipe, folder: Path, part: str, device: str) -> flow_matching.Watch:
+    """Samples a few held-out prompts now and then: videos in `samples` of the part's own folder, scores for the log. A
+    part that trains on single frames alone samples those."""
     vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
     classifier = load_classifier(folder / "classifier.safetensors")
     scenes = held_out_scenes(SHOWN, seed=_SAMPLE_SEED)
     settings = dataclasses.replace(recipe.settings, schedule=str(recipe.sample_steps))
+    data, stage = recipe.data, recipe.parts[part]
+    single = stage.video_steps == 0
+    if single:
+        data = dataclasses.replace(data, num_pixel_frames=1)
+        settings = dataclasses.replace(settings, shift=stage.shift)
     model = WanDiT(recipe.model).to(device).eval()
 
     def watch(step: int, weights: dict[str, Tensor]) -> dict[str, float]:
         if step % recipe.sample_every:
             return {}
         model.load_state_dict(weights)
-        sample = sampler_of(LoadedCheckpoint(model, recipe.model, settings), settings, vae, recipe.data)
+        sample = sampler_of(LoadedCheckpoint(model, recipe.model, settings), settings, vae, data)
         pixels = sample([to_prompt(scene) for scene in scenes], _SAMPLE_SEED)
-        save_videos(own / "samples", f"step_{step:06d}", pixels, fps=recipe.data.fps)
-        scores = score_videos(pixels, scenes, classifier)
+        own, name = folder / part / "samples", f"step_{step:06d}"
+        if single:
+            save_frames(own, name, pixels)
+            scores = score_frames(pixels, scenes, classifier)
+        else:
+            save_videos(own, name, pixels, fps=data.fps)
+            scores = score_videos(pixels, scenes, classifier)
         return {name: float(value.nanmean()) for name, value in scores.items() if value.dim() == 1}
 
     return watch
@@ -195,9 +193,7 @@ def sampler_of(
         return flow_matching.sample(model, start, context, negative, schedule.sigmas(0), cfg=settings.cfg)
 
     def sample(prompts: list[str], seed: int) -> Tensor:
-        context, negative = (
-            encoder.encode(texts).to(model.device) for texts in (prompts, [settings.negative_prompt])
-        )
+        context, negative = (encoder.encode(texts).to(model.device) for texts in (prompts, [settings.negative_prompt]))
         with torch.no_grad():
             latents = (in_chunks if settings.causal else whole)(context, negative, SeededNoise(seed))
             return vae.decode(latents.to(next(vae.parameters()).device)).float().cpu()
