@@ -21,7 +21,7 @@ from training.logbook import read_log
 from training.recipes.moving_digits import cpu, smoke
 from training.stages.moving_digits import STAGES
 
-RESULTS = ("vae", "classifier", "looks", "motion", "teacher", "ode_init", "stage1", "stage2", "dit")
+RESULTS = ("vae", "classifier", "looks", "motion", "videos", "teacher", "ode_init", "stage1", "stage2", "dit")
 
 
 def toy(folder: Path, *more: str) -> int:

@@ -7,7 +7,8 @@ A stage leaves its result in the output folder. What is there is not made again,
     latents      latents/*.safetensors       stage1     stage1.safetensors
     looks        looks.safetensors           stage2     stage2.safetensors
     motion       motion.safetensors          export     dit.safetensors
-    teacher      teacher.safetensors         evaluate   scores/*.json
+    videos       videos.safetensors          evaluate   scores/*.json
+    teacher      teacher.safetensors
 """
 
 from __future__ import annotations
@@ -84,6 +85,9 @@ class Pipeline:
 
     def motion(self) -> None:
         self._train_teacher("motion")
+
+    def videos(self) -> None:
+        self._train_teacher("videos")
 
     def teacher(self) -> None:
         self._train_teacher("teacher")
@@ -238,6 +242,7 @@ STAGES = {
     "latents": Pipeline.latents,
     "looks": Pipeline.looks,
     "motion": Pipeline.motion,
+    "videos": Pipeline.videos,
     "teacher": Pipeline.teacher,
     "ode-pairs": Pipeline.ode_pairs,
     "ode-init": Pipeline.ode_init,

@@ -40,7 +40,12 @@ EVALUATION_SEED = 20_000
 _SAMPLE_SEED = 10_000
 """of the prompts that are sampled during training"""
 TEACHER = "teacher.safetensors"
-PARTS = {"looks": "looks.safetensors", "motion": "motion.safetensors", "teacher": TEACHER}
+PARTS = {
+    "looks": "looks.safetensors",
+    "motion": "motion.safetensors",
+    "videos": "videos.safetensors",
+    "teacher": TEACHER,
+}
 """what the parts of its training leave in the output folder, in order"""
 
 
