@@ -232,4 +232,4 @@ def file_name(report: dict[str, Any], teacher: str) -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(main)

@@ -225,4 +225,4 @@ def _told(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(main)

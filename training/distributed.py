@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import NoReturn, TypeVar
@@ -89,12 +89,19 @@ def session(device: torch.device, *, timeout: timedelta = _TIMEOUT) -> Iterator[
         dist.destroy_process_group()
 
 
-def leave(status: int) -> NoReturn:
-    """Ends this process as `sys.exit` does; one of several ends at once, when all that it writes is written.
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Ends this process with the status that `main` returns, or that it leaves with by SystemExit; one of several ends
+    at once, when all that it writes is written.
 
     What torch remembers of sharded tensors keeps the group's threads alive to the very end, and an interpreter that is
     taken down under them aborts now and then: torchrun would call a finished training failed.
     """
+    try:
+        status = main()
+    except SystemExit as end:
+        if not isinstance(end.code, int):  # a message, which Python prints
+            raise
+        status = end.code
     if "WORLD_SIZE" not in os.environ:
         sys.exit(status)
     logging.shutdown()

@@ -258,4 +258,4 @@ def main(pairs: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    distributed.leave(main(sys.argv[1:]))
+    distributed.leave(lambda: main(sys.argv[1:]))

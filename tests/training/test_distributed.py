@@ -238,13 +238,17 @@ from training.distributed import leave
 atexit.register(os.abort)  # what taking the interpreter down may come to
 logging.basicConfig()
 print("written", end="")
-leave({status})
+
+def main():
+    {ends}
+
+leave(main)
 """
 
 
-@pytest.mark.parametrize("status", [0, 2])
-def test_a_process_of_several_is_not_taken_down_piece_by_piece(status: int) -> None:
-    command = [sys.executable, "-c", LEAVES.format(status=status)]
+@pytest.mark.parametrize(("ends", "status"), [("return 0", 0), ("return 2", 2), ("raise SystemExit(2)", 2)])
+def test_a_process_of_several_is_not_taken_down_piece_by_piece(ends: str, status: int) -> None:
+    command = [sys.executable, "-c", LEAVES.format(ends=ends)]
     several = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
     ended = subprocess.run(command, env=several, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (status, "written")
