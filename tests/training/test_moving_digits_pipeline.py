@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,20 @@ def test_another_input_in_the_same_folder(done: Path, tmp_path: Path, told) -> N
     (tmp_path / "stage1.safetensors").write_bytes((done / "ode_init.safetensors").read_bytes())
     assert toy(tmp_path, "--stage", "stage2") == 2
     assert "was begun with other inputs: stage1.safetensors" in told()
+
+
+def test_the_teacher_is_not_trained_on_latents_of_another_recipe(done: Path, tmp_path: Path, told) -> None:
+    for name in ("vae.safetensors", "classifier.safetensors"):
+        shutil.copy(done / name, tmp_path)
+    assert toy(tmp_path, "--stage", "looks") == 2
+    assert "latents/first_frames_0000.safetensors is missing. Run the stage latents first" in told()
+    shutil.copytree(done / "latents", tmp_path / "latents")
+    assert toy(tmp_path, "--stage", "looks", "preparation.pairs=0.25") == 2
+    assert "first_frames_0000.safetensors was made with pairs 0.6, now it is 0.25" in told()
+    (tmp_path / "latents" / "videos_0000.safetensors").unlink()
+    assert toy(tmp_path, "--stage", "looks") == 2
+    assert "videos_0000.safetensors is missing" in told()
+    assert toy(tmp_path, "--stage", "latents") == 0 and toy(tmp_path, "--stage", "looks") == 0
 
 
 def test_a_full_disk(done: Path, tmp_path: Path, told, monkeypatch: pytest.MonkeyPatch) -> None:

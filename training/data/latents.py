@@ -119,14 +119,9 @@ def make_shard(
     path. `pairs` is the share of scenes with two digits.
 
     Raises ValueError for another kind, or where the file that is there was made otherwise."""
-    if kind not in SHARD_SIZE:
-        raise ValueError(f"unknown kind of latents {kind!r}; use one of {', '.join(SHARD_SIZE)}")
-    path = Path(folder) / f"{kind}_{number:04d}.safetensors"
-    data = data or MovingDigitsConfig()
-    size = SHARD_SIZE[kind] if size is None else size
-    made = {"kind": kind, "seed": seed, "split": split, "number": number, "pairs": pairs, "size": size}
-    made |= {f"data.{name}": value for name, value in dataclasses.asdict(data).items()}
-    made["vae"] = checksum(torch.cat([value.flatten().float().cpu() for value in vae.state_dict().values()]))
+    data, size = data or MovingDigitsConfig(), _size(kind, size)
+    path = _path(folder, kind, number)
+    made = _made(kind, number, vae=vae, seed=seed, size=size, split=split, data=data, pairs=pairs)
     if path.exists():
         _check_made(path, made)
         return path
@@ -144,6 +139,44 @@ def make_shard(
         scenes.extend(clip.scene for clip in clips)
     tensors = {"latents": torch.cat(latents).half(), "attributes": scenes_to_indices(scenes)}
     return save_tensors(path, tensors, made)
+
+
+def check_shard(
+    kind: str,
+    number: int,
+    *,
+    folder: str | Path,
+    vae: TinyVAE,
+    seed: int,
+    size: int | None = None,
+    split: str = "train",
+    data: MovingDigitsConfig | None = None,
+    pairs: float = PAIR_FRACTION,
+) -> None:
+    """ValueError unless the file is there that `make_shard` makes of the same arguments."""
+    data, size = data or MovingDigitsConfig(), _size(kind, size)
+    path = _path(folder, kind, number)
+    if not path.exists():
+        raise ValueError(f"{path} is missing. Run the stage latents first, or put its result there")
+    _check_made(path, _made(kind, number, vae=vae, seed=seed, size=size, split=split, data=data, pairs=pairs))
+
+
+def _path(folder: str | Path, kind: str, number: int) -> Path:
+    return Path(folder) / f"{kind}_{number:04d}.safetensors"
+
+
+def _size(kind: str, size: int | None) -> int:
+    if kind not in SHARD_SIZE:
+        raise ValueError(f"unknown kind of latents {kind!r}; use one of {', '.join(SHARD_SIZE)}")
+    return SHARD_SIZE[kind] if size is None else size
+
+
+def _made(kind: str, number: int, *, vae: TinyVAE, data: MovingDigitsConfig, **settings: Any) -> dict[str, Any]:
+    """All that a shard depends on, as its metadata has it."""
+    made = {"kind": kind, "number": number, **settings}
+    made |= {f"data.{name}": value for name, value in dataclasses.asdict(data).items()}
+    made["vae"] = checksum(torch.cat([value.flatten().float().cpu() for value in vae.state_dict().values()]))
+    return made
 
 
 def _check_made(path: Path, made: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from diag_core.geometry import latent_frames, latent_size
 from diag_core.vae import TinyVAE
 
 from ..classifier import load_classifier, measure_accuracy, save_classifier, train_classifier
-from ..data.latents import load_latents, make_shard
+from ..data.latents import check_shard, load_latents, make_shard
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import held_out_scenes, to_prompt
 from ..evaluate import Sampler, evaluate_videos, score_frames, score_videos
@@ -75,16 +75,22 @@ def prepare(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> None:
     if not (folder / "classifier.safetensors").exists():
         make_classifier(recipe, vae, folder / "classifier.safetensors")
     vae.to(device)
+    for shard in _shards(recipe):
+        make_shard(**shard, folder=folder / "latents", vae=vae)
+        log.info("latents: %s, shard %d", shard["kind"], shard["number"] + 1)
+
+
+def _shards(recipe: ToyRecipe) -> Iterator[dict[str, Any]]:
+    """What `make_shard` is told of each file of latents, beside the folder and the autoencoder."""
     for kind, shards, size in (
         ("first_frames", recipe.image_shards, recipe.images_a_shard),
         ("videos", recipe.video_shards, recipe.videos_a_shard),
     ):
         for number in range(shards):
-            make_shard(
-                kind, number, folder=folder / "latents", vae=vae, seed=recipe.latents_seed, size=size, data=recipe.data,
-                pairs=recipe.pairs,
-            )  # fmt: skip
-            log.info("latents: %s, shard %d of %d", kind, number + 1, shards)
+            yield {
+                "kind": kind, "number": number, "seed": recipe.latents_seed, "size": size, "data": recipe.data,
+                "pairs": recipe.pairs,
+            }  # fmt: skip
 
 
 def make_autoencoder(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> TinyVAE:
@@ -110,9 +116,14 @@ def make_classifier(recipe: ToyRecipe, vae: TinyVAE, path: Path) -> None:
 
 def train_part(recipe: ToyRecipe, folder: Path, part: str, *, device: str = "cpu") -> None:
     """Flow matching on the latents of `folder`: one of `PARTS`, from the weights of the one before. Writes the averaged
-    weights."""
+    weights.
+
+    Raises ValueError where the latents are missing, or are not the recipe's."""
     if (folder / PARTS[part]).exists():
         return
+    vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
+    for shard in _shards(recipe):
+        check_shard(**shard, folder=folder / "latents", vae=vae)
     before = list(PARTS)[: list(PARTS).index(part)]
     initial = None
     if before:
