@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,12 @@ def test_the_causal_checkpoint_of_the_demo_is_evaluated_by_its_command(tmp_path:
     assert result["settings"]["step"] == read_settings(DEMO / "dit.safetensors").step
 
 
-def test_a_bidirectional_model_is_sampled_as_one_chunk_of_the_whole_video() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_bidirectional_model_is_sampled_as_one_chunk_of_the_whole_video(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The graph as PyTorch runs it: code for it takes a minute to make, and is not this project's to test.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     data = MovingDigitsConfig(num_pixel_frames=9)
     checkpoint, settings = toy_teacher.load_for_sampling(
         DEMO / "dit.safetensors", {"causal": False, "cfg": 2.0, "schedule": "6", "step": "euler"}
@@ -70,10 +76,17 @@ def test_a_bidirectional_model_is_sampled_as_one_chunk_of_the_whole_video() -> N
             width=8, cache=CacheConfig(None, 0), chunk_frames=3, step="euler", cfg=2.0, negative=encode(["", ""]),
         )  # fmt: skip
         expected = vae.decode(latents)
-    pixels = toy_teacher.sampler_of(checkpoint, settings, vae, data)(prompts, 5)
+    torch._dynamo.utils.counters.clear()
+    pixels = toy_teacher.sampler_of(checkpoint, settings, vae, data, compiled=compiled)(prompts, 5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
     assert pixels.shape == (2, 3, 9, 64, 64)
     torch.testing.assert_close(pixels, expected, atol=0.15, rtol=0)  # bfloat16
     assert (pixels - expected).abs().mean() < 0.01 < (pixels[0] - pixels[1]).abs().mean()
+
+
+def test_a_causal_checkpoint_is_not_compiled(capsys) -> None:
+    assert main(["toy-evaluate", str(DEMO), "--prompts", "2", "--compiled"]) == 2
+    assert "a causal checkpoint is not compiled" in capsys.readouterr().err
 
 
 def test_errors_are_one_line(tmp_path: Path, capsys) -> None:

@@ -29,7 +29,7 @@ from diag_core import WanDiT
 from diag_core.denoising import denoise_chunk
 from diag_core.noise_schedule import add_noise, shift_sigma
 
-from ..compilation import forward_of
+from ..compilation import Forward, forward_of
 from ..data.latents import LatentSet
 from ..ema import EMA
 from ..io import load_state, save_state
@@ -120,13 +120,21 @@ def flow_matching_loss(
 
 @torch.no_grad()
 def sample(
-    model: WanDiT, noise: Tensor, context: Tensor, negative: Tensor, sigmas: Sequence[float], *, cfg: float
+    model: WanDiT,
+    noise: Tensor,
+    context: Tensor,
+    negative: Tensor,
+    sigmas: Sequence[float],
+    *,
+    cfg: float,
+    forward: Forward | None = None,
 ) -> Tensor:
     """Videos [B,C,F,H,W] of a bidirectional model, by Euler steps with classifier-free guidance.
 
     Float32 weights are run in autocast, others as they are.
 
     Args:
+        forward: the model's, compiled; its own where left out.
         noise: [B,C,F,H,W], float32 on the model's device.
         negative: [1,L,text_dim], the same for all samples.
         sigmas: descending, without the final 0.
@@ -134,7 +142,7 @@ def sample(
     precision = sampling_precision(model)
 
     def predict(x: Tensor, sigma: float) -> Tensor:
-        return guided_flow(model, x, sigma, context, negative, cfg, precision=precision)
+        return guided_flow(model if forward is None else forward, x, sigma, context, negative, cfg, precision=precision)
 
     return denoise_chunk(predict, noise, sigmas, step="euler", renoise=_none)
 

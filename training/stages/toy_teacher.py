@@ -21,6 +21,7 @@ from diag_core.geometry import latent_frames, latent_size
 from diag_core.vae import TinyVAE
 
 from ..classifier import load_classifier, measure_accuracy, save_classifier, train_classifier
+from ..compilation import forward_of
 from ..data.latents import check_shard, load_latents, make_shard
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import held_out_scenes, to_prompt
@@ -172,18 +173,32 @@ def _watch(recipe: ToyRecipe, folder: Path, part: str, device: str) -> flow_matc
 
 
 def sampler_of(
-    checkpoint: LoadedCheckpoint, settings: CheckpointSettings, vae: TinyVAE, data: MovingDigitsConfig
+    checkpoint: LoadedCheckpoint,
+    settings: CheckpointSettings,
+    vae: TinyVAE,
+    data: MovingDigitsConfig,
+    *,
+    compiled: bool = False,
 ) -> Sampler:
     """Prompts and a seed -> pixels, as a user of the checkpoint would sample them: chunk by chunk, or, of a
     bidirectional one, the whole video at once. Float32 weights are run in autocast, others as they are.
 
-    Raises ValueError for a bidirectional one that is to be sampled in other steps than Euler's."""
+    Args:
+        compiled: fuse small operations with torch.compile, of a bidirectional one.
+
+    Raises ValueError for a bidirectional one that is to be sampled in other steps than Euler's, and for a causal one
+    that is to be compiled."""
+    if compiled and settings.causal:
+        raise ValueError(
+            "a causal checkpoint is not compiled, for its forwards see a cache that grows: leave --compiled out"
+        )
     if not settings.causal and settings.step != "euler":
         raise ValueError(f"a bidirectional checkpoint is sampled with step 'euler', its settings say {settings.step!r}")
     encoder = DemoTextEncoder(checkpoint.config.text_len, checkpoint.config.text_dim)
     height, width = latent_size(data.size, data.size)
     frames = latent_frames(data.num_pixel_frames)
     model, schedule = checkpoint.model, settings.diagonal_schedule()
+    forward = forward_of(model, compiled=compiled)
 
     def in_chunks(context: Tensor, negative: Tensor, noise: SeededNoise) -> Tensor:
         with sampling_autocast(model):
@@ -206,7 +221,9 @@ def sampler_of(
     def whole(context: Tensor, negative: Tensor, noise: SeededNoise) -> Tensor:
         shape = (len(context), checkpoint.config.in_dim, frames, height, width)
         start = noise.initial(0, shape).to(model.device)
-        return flow_matching.sample(model, start, context, negative, schedule.sigmas(0), cfg=settings.cfg)
+        return flow_matching.sample(
+            model, start, context, negative, schedule.sigmas(0), cfg=settings.cfg, forward=forward
+        )
 
     def sample(prompts: list[str], seed: int) -> Tensor:
         context, negative = (encoder.encode(texts).to(model.device) for texts in (prompts, [settings.negative_prompt]))
@@ -237,6 +254,7 @@ def evaluate(
     file: str = "dit.safetensors",
     overrides: dict[str, Any] | None = None,
     data: MovingDigitsConfig | None = None,
+    compiled: bool = False,
     report: Path | None = None,
 ) -> dict[str, Any]:
     """Scores the checkpoint `file` of a folder with an autoencoder and a classifier, on held-out combinations.
@@ -244,12 +262,15 @@ def evaluate(
     Args:
         overrides: sampling settings instead of the checkpoint's.
         data: sizes of the videos; 64x64 pixels when left out.
+        compiled: fuse small operations with torch.compile, of a bidirectional checkpoint.
         report: also write the scores there.
     """
     data = data or MovingDigitsConfig()
     loaded, settings = load_for_sampling(folder / file, overrides or {})
     result = evaluate_videos(
-        sampler_of(loaded, settings, autoencoder.load_autoencoder(folder / "vae.safetensors"), data),
+        sampler_of(
+            loaded, settings, autoencoder.load_autoencoder(folder / "vae.safetensors"), data, compiled=compiled
+        ),
         held_out_scenes(prompts, seed=EVALUATION_SEED),
         load_classifier(folder / "classifier.safetensors"),
         seeds=seeds,
