@@ -18,6 +18,7 @@ from .overrides import with_overrides
 from .recipes.moving_digits import RECIPES
 from .recipes.toy import ToyRecipe, toy, toy_smoke
 from .stages import moving_digits, toy_teacher
+from .stages.autoencoder import data_of
 from .wan import commands as wan
 
 
@@ -213,6 +214,7 @@ def _switch_study(options: argparse.Namespace) -> None:
             chunks=options.chunks,
             switch_chunk=options.switch_chunk,
             batch=options.batch,
+            data=data_of(options.folder / "vae.safetensors"),
         ),
         file=options.file,
         overrides={"schedule": options.schedule},

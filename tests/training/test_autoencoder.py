@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from diag_core.vae.tiny import TinyVAE, TinyVAEConfig
-from training.io import save_tensors
+from training.data.paths import MovingDigitsConfig
+from training.io import load_tensors, save_tensors
 from training.stages import autoencoder
 from training.stages.autoencoder import AutoencoderConfig
 
@@ -104,6 +105,15 @@ def test_files_say_how_to_build_the_model(tmp_path: Path) -> None:
     other = save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
     with pytest.raises(ValueError, match="not written by the autoencoder stage"):
         autoencoder.load_autoencoder(other)
+
+
+def test_a_file_says_what_videos_it_is_for(tmp_path: Path) -> None:
+    large = MovingDigitsConfig.at(128)
+    path = autoencoder.finish(TinyVAE(TINY.vae), replace(TINY, data=large), tmp_path)
+    assert autoencoder.data_of(path) == large
+    # Those from before it was written down are of 64x64 pixels.
+    older = save_tensors(tmp_path / "older.safetensors", load_tensors(path)[0])
+    assert autoencoder.data_of(older) == MovingDigitsConfig()
 
 
 def test_the_recipe_is_small() -> None:

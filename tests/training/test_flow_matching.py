@@ -220,6 +220,6 @@ def test_recipes_fit_their_machines() -> None:
         replace(toy(), pairs=1.5)
     with pytest.raises(ValueError, match="bidirectional"):
         replace(toy(), settings=replace(toy().settings, causal=True))
-    assert [part.seed for part in toy().with_seed(3).parts.values()] == [12, 13, 14, 15]
+    assert [part.seed for part in toy().with_seed(3).parts.values()] == [15, 16, 17, 18, 19]
     assert toy().with_seed(0) == toy()
     assert isinstance(toy().model, WanConfig)

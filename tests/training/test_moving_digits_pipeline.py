@@ -22,7 +22,7 @@ from training.logbook import read_log
 from training.recipes.moving_digits import cpu, smoke
 from training.stages.moving_digits import STAGES
 
-RESULTS = ("vae", "classifier", "looks", "motion", "videos", "teacher", "ode_init", "stage1", "stage2", "dit")
+RESULTS = ("vae", "classifier", "looks", "motion", "videos", "whole", "teacher", "ode_init", "stage1", "stage2", "dit")
 
 
 def toy(folder: Path, *more: str) -> int:
@@ -96,7 +96,10 @@ def test_toy_evaluate_scores_any_of_them(done: Path, tmp_path: Path) -> None:
     report = tmp_path / "scores.json"
     command = ["toy-evaluate", str(done), "--prompts", "2", "--seeds", "0", "--json", str(report)]
     assert main([*command, "--file", "stage1.safetensors", "--schedule", "1"]) == 0
-    assert json.loads(report.read_text())["settings"]["schedule"] == "1"
+    result = json.loads(report.read_text())
+    assert result["settings"]["schedule"] == "1"
+    # Videos are as long as those that the folder's autoencoder was trained on: 21 pixel frames, which are two chunks.
+    assert len(result["scores"]["chunk_digit"]) == 2
 
 
 def test_toy_compare_gives_both_the_same_prompts_and_noise(done: Path, tmp_path: Path) -> None:

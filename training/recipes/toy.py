@@ -38,9 +38,18 @@ def _videos(**changes: Any) -> FlowMatchingRecipe:
     return replace(recipe, **changes)
 
 
-def _teacher(**changes: Any) -> FlowMatchingRecipe:
+def _whole(**changes: Any) -> FlowMatchingRecipe:
     """Whole videos, and hardly anything else."""
     recipe = FlowMatchingRecipe(seed=3, image_steps=0, video_steps=1900, image_every=16, cooldown=0.7)
+    return replace(recipe, **changes)
+
+
+def _teacher(**changes: Any) -> FlowMatchingRecipe:
+    """Whole videos and every third frame of them in turn."""
+    recipe = FlowMatchingRecipe(
+        seed=4, image_steps=0, video_steps=4600, image_every=16, sparse_of=(1, 2), sparse_stride=3, sparse_batch=36,
+        cooldown=0.5,
+    )  # fmt: skip
     return replace(recipe, **changes)
 
 
@@ -65,9 +74,11 @@ class ToyRecipe:
     """its second, where they go and what belongs to which digit: few frames of a video; begins with the weights of
     `looks`"""
     videos: FlowMatchingRecipe = field(default_factory=lambda: _videos(compiled=True))
-    """its third, whole videos; begins with the weights of `motion`"""
+    """its third, whole videos as well; begins with the weights of `motion`"""
+    whole: FlowMatchingRecipe = field(default_factory=lambda: _whole(compiled=True))
+    """its fourth, whole videos alone; begins with the weights of `videos`"""
     teacher: FlowMatchingRecipe = field(default_factory=lambda: _teacher(compiled=True))
-    """its last, whose result is the teacher; begins with the weights of `videos`"""
+    """its last, where motions end, whose result is the teacher; begins with the weights of `whole`"""
     settings: CheckpointSettings = field(
         default_factory=lambda: CheckpointSettings(
             schedule="50", shift=5.0, causal=False, step="euler", cfg=3.0, text_encoder="demo-clauses",
@@ -106,16 +117,20 @@ class ToyRecipe:
     @property
     def parts(self) -> dict[str, FlowMatchingRecipe]:
         """of the teacher's training, in order"""
-        return {"looks": self.looks, "motion": self.motion, "videos": self.videos, "teacher": self.teacher}
+        return {
+            "looks": self.looks, "motion": self.motion, "videos": self.videos, "whole": self.whole,
+            "teacher": self.teacher,
+        }  # fmt: skip
 
     def with_seed(self, seed: int) -> ToyRecipe:
         """The same recipe from other random numbers in every stage."""
+        first = len(self.parts) * seed
         return replace(
             self,
             autoencoder=replace(self.autoencoder, seed=seed),
             classifier=replace(self.classifier, seed=seed),
             latents_seed=seed,
-            **{name: replace(stage, seed=4 * seed + i) for i, (name, stage) in enumerate(self.parts.items())},
+            **{name: replace(stage, seed=first + i) for i, (name, stage) in enumerate(self.parts.items())},
         )
 
 
@@ -142,7 +157,10 @@ def toy_accelerator() -> ToyRecipe:
         videos=_videos(
             model=model, video_steps=3000, video_batch=24, sparse_batch=96, learning_rate=6e-4, compiled=True
         ),
-        teacher=_teacher(model=model, video_steps=3000, video_batch=24, learning_rate=6e-4, compiled=True),
+        whole=_whole(model=model, video_steps=1500, video_batch=24, learning_rate=6e-4, compiled=True),
+        teacher=_teacher(
+            model=model, video_steps=3000, video_batch=24, sparse_batch=72, learning_rate=6e-4, compiled=True
+        ),
         evaluation_seeds=(0, 1, 2),
     )
 
@@ -161,6 +179,7 @@ def toy_smoke() -> ToyRecipe:
         looks=_looks(model=model, image_steps=3, image_batch=4, save_every=1, log_every=2),
         motion=_motion(model=model, video_steps=5, image_every=3, image_batch=4, **few),
         videos=_videos(model=model, video_steps=3, image_batch=4, **few),
+        whole=_whole(model=model, video_steps=3, image_batch=4, **few),
         teacher=_teacher(model=model, video_steps=3, image_batch=4, **few),
         settings=replace(ToyRecipe().settings, schedule="1"),
         sample_every=2,

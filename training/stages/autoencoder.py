@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 
 from diag_core.vae.detect import CONFIG, KIND, TINY_VAE, vae_from_state_dict
 from diag_core.vae.tiny import TinyVAE, TinyVAEConfig
@@ -33,6 +34,8 @@ from ..io import load_state, load_tensors, save_state, save_tensors
 from ..precision import autocast
 
 log = logging.getLogger(__name__)
+
+_DATA = "data"  # of a file's metadata: the videos it was trained on
 
 
 def toy_vae_config() -> TinyVAEConfig:
@@ -140,6 +143,7 @@ def finish(model: TinyVAE, config: AutoencoderConfig, folder: Path) -> Path:
         "psnr_db": round(quality, 2),
         "steps": config.steps,
         "seed": config.seed,
+        _DATA: dataclasses.asdict(config.data),
     }
     return save_tensors(folder / "vae.safetensors", weights, metadata)
 
@@ -154,6 +158,14 @@ def load_autoencoder(path: str | Path) -> TinyVAE:
     model = vae_from_state_dict({name: value.float() for name, value in weights.items()}, metadata=metadata)
     assert isinstance(model, TinyVAE)
     return model.to(memory_format=torch.channels_last).eval()
+
+
+def data_of(path: str | Path) -> MovingDigitsConfig:
+    """The videos that an autoencoder was trained on, and so what is sampled through it; a file that does not say is of
+    the 64x64 ones."""
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata() or {}
+    return MovingDigitsConfig(**json.loads(metadata.get(_DATA, "{}")))
 
 
 def training_batch(step: int, config: AutoencoderConfig) -> torch.Tensor:

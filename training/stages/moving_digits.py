@@ -8,6 +8,7 @@ A stage leaves its result in the output folder. What is there is not made again,
     looks        looks.safetensors           stage2     stage2.safetensors
     motion       motion.safetensors          export     dit.safetensors
     videos       videos.safetensors          evaluate   scores/*.json
+    whole        whole.safetensors
     teacher      teacher.safetensors
 """
 
@@ -89,6 +90,9 @@ class Pipeline:
     def videos(self) -> None:
         self._train_teacher("videos")
 
+    def whole(self) -> None:
+        self._train_teacher("whole")
+
     def teacher(self) -> None:
         self._train_teacher("teacher")
 
@@ -167,7 +171,7 @@ class Pipeline:
             log.info("evaluate: %s", file)
             result = toy_teacher.evaluate(
                 self.folder, prompts=preparation.evaluation_prompts, seeds=preparation.evaluation_seeds, file=file,
-                data=preparation.data,
+                data=preparation.data, compiled=file == TEACHER and preparation.teacher.compiled,
             )  # fmt: skip
             save_json(report, {**result, "made_with": made_with})
 
@@ -243,6 +247,7 @@ STAGES = {
     "looks": Pipeline.looks,
     "motion": Pipeline.motion,
     "videos": Pipeline.videos,
+    "whole": Pipeline.whole,
     "teacher": Pipeline.teacher,
     "ode-pairs": Pipeline.ode_pairs,
     "ode-init": Pipeline.ode_init,

@@ -54,7 +54,7 @@ def report(folder: Path, pictures: Path, *, prompts: int = 3, data: MovingDigits
     scenes = [*alone[:prompts], *pairs[:1]]
     shown = [to_prompt(scene) for scene in scenes]
     reports = load_reports(folder, _SCORED)
-    videos, forwards_of, seconds = _sample(folder, scenes, data or MovingDigitsConfig())
+    videos, forwards_of, seconds = _sample(folder, scenes, data or autoencoder.data_of(folder / "vae.safetensors"))
     pictures.mkdir(parents=True, exist_ok=True)
     notes = {name: f"{count} forwards" for name, count in forwards_of.items()}
     draw_stages(videos, shown, notes).save(pictures / "distillation-frames.png")

@@ -45,6 +45,7 @@ PARTS = {
     "looks": "looks.safetensors",
     "motion": "motion.safetensors",
     "videos": "videos.safetensors",
+    "whole": "whole.safetensors",
     "teacher": TEACHER,
 }
 """what the parts of its training leave in the output folder, in order"""
@@ -261,11 +262,11 @@ def evaluate(
 
     Args:
         overrides: sampling settings instead of the checkpoint's.
-        data: sizes of the videos; 64x64 pixels when left out.
+        data: sizes of the videos; those that the autoencoder was trained on when left out.
         compiled: fuse small operations with torch.compile, of a bidirectional checkpoint.
         report: also write the scores there.
     """
-    data = data or MovingDigitsConfig()
+    data = data or autoencoder.data_of(folder / "vae.safetensors")
     loaded, settings = load_for_sampling(folder / file, overrides or {})
     result = evaluate_videos(
         sampler_of(
@@ -313,7 +314,7 @@ def compare(
         {"score", "a": {...}, "b": {...}, "difference": {"mean", "lower", "prompts"}}; `lower` is the one-sided 95%
         bootstrap bound of the mean of a - b.
     """
-    data = data or MovingDigitsConfig()
+    data = data or autoencoder.data_of(folder / "vae.safetensors")
     vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
     ways = [
         load_for_sampling(folder / name, {"schedule": lists})
