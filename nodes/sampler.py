@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import torch
@@ -147,6 +148,19 @@ def clip_input() -> Any:
     )
 
 
+class TakesPrompts:
+    """What a node is that may have a `clip_input`."""
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """ComfyUI runs a node again where this differs from the last run's, or its other inputs do.
+
+        The inputs do not tell what was typed while a video was sampled: with a CLIP, no run is like another. ComfyUI
+        hands over None for what is connected, and leaves out what is not.
+        """
+        return uuid.uuid4().hex if "clip" in inputs else ""
+
+
 def choice_of(
     preset: str, schedule_text: str, schedule: DiagonalSchedule | None, values: dict[str, Any]
 ) -> SamplingChoice:
@@ -192,7 +206,7 @@ class Checked:
         return True
 
 
-class DiagDistillSampler(Checked, io.ComfyNode):
+class DiagDistillSampler(Checked, TakesPrompts, io.ComfyNode):
     """Samples a video latent chunk by chunk."""
 
     @classmethod

@@ -19,14 +19,23 @@ from .latents import length_inputs, size_inputs
 from .length import latent_length, size_fault
 from .live import slots_of
 from .record import EXTEND_KEY, RECORD_KEY
-from .sampler import Checked, choice_of, clip_input, guidance_inputs, preset_inputs, seed_input, settings_inputs
+from .sampler import (
+    Checked,
+    TakesPrompts,
+    choice_of,
+    clip_input,
+    guidance_inputs,
+    preset_inputs,
+    seed_input,
+    settings_inputs,
+)
 from .video_file import NewFile, tags, write_video
 
 _CHANNELS = 16
 _PIXELS = 8  # to a latent, along height and width
 
 
-class DiagDistillStream(Checked, io.ComfyNode):
+class DiagDistillStream(Checked, TakesPrompts, io.ComfyNode):
     """One node from prompt to file, for videos longer than memory."""
 
     @classmethod

@@ -155,6 +155,22 @@ def test_a_live_prompt_takes_effect_with_the_next_chunk_and_can_be_replayed(clie
     assert np.array_equal(live[:first], unchanged[:first]) and not np.array_equal(live, unchanged)
 
 
+@pytest.mark.parametrize("kind", ["stream", "sampler"])
+@pytest.mark.parametrize("live", [True, False])
+def test_a_run_that_takes_prompts_is_made_anew_and_no_other(client, graph, kind, live):
+    g = graph()
+    inputs = {"clip": g.prompt()[1]} if live else {}
+    if kind == "stream":
+        node = stream(g, filename_prefix="test/anew", **inputs)
+    else:
+        node = g.sampler(g.demo_model(), g.prompt(), g.empty(9), **inputs)
+        g.save(node)
+    client.succeed(g.fresh())
+    again = client.succeed(g)  # with the mark that the first run had: nothing was changed
+    assert bool(again.progress(node.id)) == live
+    assert (node.id in again.cached) != live
+
+
 def test_the_sampler_takes_live_prompts_too_and_its_latent_is_extended_with_them(client, graph, latents):
     def sampled(g: Graph, frames: int) -> Node:
         return g.sampler(g.demo_model(), g.prompt(), g.empty(frames), clip=g.prompt()[1])
