@@ -21,8 +21,8 @@ class SamplingChoice:
     Attributes:
         preset: one of `PRESET_NAMES`. "from model" takes the checkpoint's own settings, or `values` where it has none.
         schedule: a connected schedule; goes before any other, with its shift.
-        schedule_text: goes before the preset's schedule unless it is blank.
-        values: fields of `CheckpointSettings` but the schedule; they count with "custom".
+        schedule_text: goes before the preset's schedule unless it is blank. "custom" has none but the checkpoint's own.
+        values: fields of `CheckpointSettings` that have widgets; they count with "custom".
     """
 
     preset: str
@@ -40,10 +40,12 @@ class SamplingChoice:
         if self.preset in PRESETS:
             kept = {} if own is None else {"text_encoder": own.text_encoder, "title": own.title}
             settings = replace(PRESETS[self.preset], **kept)
-        elif self.preset == FROM_MODEL and own is not None:
-            settings = own
-        else:
+        elif own is None:
             settings = CheckpointSettings(schedule=text or DEFAULT_SCHEDULE, **self.values)
+        elif self.preset == CUSTOM:
+            settings = replace(own, **self.values)  # what has no widget stays the checkpoint's
+        else:
+            settings = own
         if self.schedule is not None:
             return replace(settings, schedule=self.schedule.text(), shift=self.schedule.shift)
         return replace(settings, schedule=text) if text else settings

@@ -79,5 +79,6 @@ def check_room(cache_bytes: int, plan: Plan, frames: int, device: torch.device) 
         raise ValueError(
             f"this model attends to the whole video: its keys and values of {frames} latent frames take "
             f"{cache_bytes / 1e9:.0f} GB, and {device} has {there / 1e9:.0f} GB. Make the video shorter, or choose "
-            "preset custom with a window (12, and a sink of 3)"
+            "the preset longlive, which has the steps of self-forcing and a window; in custom, set window to 12 and "
+            "sink to 3"
         )

@@ -32,8 +32,8 @@ def preset_inputs() -> list[Any]:
             "schedule_text",
             default="",
             tooltip="Steps of each chunk, such as 4322222, '4 3 2*5' or '1000,750,100 | 1000,100'. Empty: the "
-            "preset's. A connected schedule goes first. More steps: cleaner and slower. Mind that 12 means 1 step, "
-            "then 2.",
+            "preset's; with 'custom', the checkpoint's own. A connected schedule goes first. More steps: cleaner and "
+            "slower. Mind that 12 means 1 step, then 2.",
         ),
     ]
 

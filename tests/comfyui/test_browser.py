@@ -15,6 +15,8 @@ from front_end import BROWSERS, FrontEnd, chromium, front_end
 from PIL import Image
 from ui_workflow import to_prompt
 
+from diag_core.settings import PRESETS
+
 FOLDER = PACK / "example_workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 SCHEDULE, TIMELINE = "DiagDistillSchedule", "DiagDistillPromptTimeline"
@@ -145,6 +147,34 @@ def test_the_schedule_is_edited_in_the_grid_undone_saved_and_reloaded(tab, serve
     assert essence(tab.saved()) == essence(saved)
     tab.show([SCHEDULE])
     assert forwards(tab) == "16 forwards" and len(handles(tab)) == 16
+
+
+def choose_preset(tab: FrontEnd, name: str) -> tuple[str, float]:
+    """As the user does in the sampler's menu; the steps and the KV noise that are then shown."""
+    tab.page.evaluate(
+        "([kind, name]) => { const node = app.graph.nodes.find((n) => n.type === kind);"
+        " const widget = node.widgets.find((w) => w.name === 'preset');"
+        " widget.value = name; widget.callback(name, app.canvas, node) }",
+        ["DiagDistillSampler", name],
+    )
+    return tab.widget("DiagDistillSampler", "schedule_text"), tab.widget("DiagDistillSampler", "kv_noise")
+
+
+def test_custom_begins_with_all_of_the_preset_before_it(tab):
+    tab.open_template("Demo on CPU")
+    steps = PRESETS["longlive"].schedule
+    assert choose_preset(tab, "longlive") == ("", 0)
+    assert choose_preset(tab, "custom") == (steps, 0)
+    tab.load(tab.saved())
+    assert tab.widget("DiagDistillSampler", "schedule_text") == steps
+    assert choose_preset(tab, "diagdistill") == ("", 100)  # its own steps count, not those taken before
+    tab.page.evaluate(
+        "(kind) => { const { widgets } = app.graph.nodes.find((n) => n.type === kind);"
+        " widgets.find((w) => w.name === 'schedule_text').value = '33' }",
+        "DiagDistillSampler",
+    )
+    for name in ("custom", "longlive", "custom"):
+        assert choose_preset(tab, name)[0] == "33"  # the user's own words stay
 
 
 def test_a_switch_is_dragged_on_the_timeline_and_reloads(tab):

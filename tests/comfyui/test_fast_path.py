@@ -57,7 +57,7 @@ def test_it_lives_as_long_as_the_loaded_weights(found: dict[str, Any]) -> None:
 def test_a_cache_that_the_device_can_never_hold_is_refused(found: dict[str, Any]) -> None:
     said = {name: text for name, text in found.items() if name.startswith("room")}
     refusal = said.pop("room, window None, 1 too many")
-    assert "241 latent frames" in refusal and "choose preset custom with a window" in refusal
+    assert "241 latent frames" in refusal and "the preset longlive" in refusal and "set window to 12" in refusal
     assert set(said.values()) == {""}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from diagdistill_pack.diag_core import DiagonalSchedule
 from diagdistill_pack.diag_core.settings import PRESETS, CheckpointSettings
@@ -26,8 +28,12 @@ def test_the_widgets_count_for_custom_and_where_the_model_says_nothing(preset):
     assert settings.schedule == "4322222"
 
 
-def test_custom_goes_before_the_models_own():
-    assert choice(CUSTOM).resolve(OWN).kv_noise == 50.0
+def test_custom_goes_before_the_models_own_where_there_is_a_widget_and_keeps_the_rest():
+    own = replace(OWN, causal=False, title="a model", positions="relative")
+    settings = choice(CUSTOM, positions="absolute").resolve(own)
+    assert (settings.kv_noise, settings.window_frames, settings.positions) == (50.0, 15, "absolute")
+    assert (settings.schedule, settings.text_encoder, settings.title) == ("21", "demo-clauses", "a model")
+    assert not settings.causal
 
 
 def test_a_preset_changes_the_sampling_but_not_what_the_model_is():

@@ -1,13 +1,14 @@
 // Diagonal Sampler, its Select and Diagonal Stream: which settings count, what they are, and what the last run did.
 import { app } from "/scripts/app.js";
 import {
-  after, ask, isLinked, make, onWidgetChange, placeElement, short, t, trueTimestep, valuesOf, widgetOf,
+  after, ask, isLinked, make, onWidgetChange, placeElement, setWidgets, short, t, trueTimestep, valuesOf, widgetOf,
 } from "./common.js";
 import "./style.js";
 
 const NODES = ["DiagDistillSampler", "DiagDistillSamplerSelect", "DiagDistillStream"];
 const SETTINGS = ["shift", "kv_noise", "reuse_last_step", "window", "sink", "positions", "chunk_frames", "step", "cfg"];
 const [FROM_MODEL, CUSTOM] = ["from model", "custom"];
+const TAKEN = "diagdistill_schedule"; // a property of the node: the schedule that "custom" took from a preset
 const LINE = 16;
 let presets = {};
 
@@ -41,7 +42,10 @@ class SamplerSettings {
     });
     // Anything that grows would take the room that the preview below needs.
     this.widget.options.getMaxHeight = () => this.height();
-    onWidgetChange(node, ["preset"], () => this.choose());
+    onWidgetChange(node, ["preset"], () => {
+      this.takeSchedule(this.preset, widgetOf(node, "preset").value);
+      this.choose();
+    });
     onWidgetChange(node, ["kv_noise", "shift"], () => this.tell());
     after(node, "onConfigure", () => this.choose());
     after(node, "onExecuted", (output) => this.report(output));
@@ -52,10 +56,25 @@ class SamplerSettings {
     return 20 + (this.lines ?? 2) * LINE;
   }
 
+  /** "custom" begins with all of the preset before it; what is typed as schedule is the user's and stays. */
+  takeSchedule(before, now) {
+    const { properties } = this.node;
+    const text = (widgetOf(this.node, "schedule_text")?.value ?? "").trim();
+    if (now === CUSTOM && !text && presets[before]) {
+      properties[TAKEN] = presets[before].schedule;
+      setWidgets(this.node, { schedule_text: properties[TAKEN] });
+    } else if (now !== CUSTOM && TAKEN in properties) {
+      // It would go before the schedule of the preset that is chosen now.
+      if (text === properties[TAKEN]) setWidgets(this.node, { schedule_text: "" });
+      delete properties[TAKEN];
+    }
+  }
+
   /** The settings of a named preset are shown, and can be changed with "custom" only. */
   choose() {
     const preset = widgetOf(this.node, "preset")?.value;
     const settings = presets[preset];
+    this.preset = preset;
     for (const name of SETTINGS) {
       const widget = widgetOf(this.node, name);
       if (!widget) continue;
