@@ -82,6 +82,30 @@ def test_it_says_what_it_is_for_and_its_nodes_have_their_names(name, object_info
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_self_forcings_weights_are_sampled_as_they_were_distilled_or_its_note_says_so(name, object_info):
+    prompt = to_prompt(workflow(name), object_info)
+    if not any(node["inputs"].get("model_name") == "self_forcing_dmd.pt" for node in prompt.values()):
+        return
+    if name == "Text to video 1.3B":  # it shows the diagonal schedule
+        (note,) = (node for node in workflow(name)["nodes"] if node["type"] == "MarkdownNote")
+        assert "distilled for 4 steps in every chunk" in note["widgets_values"][0]
+        return
+    samplers = [node["inputs"] for node in prompt.values() if node["class_type"].startswith("DiagDistillSampler")]
+    assert samplers
+    seconds = sum(node["inputs"].get("length", 0) for node in prompt.values())
+    for inputs in samplers:
+        assert inputs["schedule_text"] == ""
+        if inputs["preset"] == "custom":
+            steps = prompt[inputs["schedule"][0]]["inputs"]
+            assert (steps["preset"], steps["cycle"], steps["after_switch"]) == ("self-forcing", "", "")
+            assert (inputs["kv_noise"], inputs["window"], inputs["sink"]) == (0, 12, 3)
+        else:
+            assert inputs["preset"] in ("from model", "longlive") and "schedule" not in inputs
+        # Without a window memory grows with the length, and positions beyond the 5 seconds of training are all seen.
+        assert seconds <= 5 or inputs["preset"] != "from model"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_seeds_stay_as_they_are(name):
     # The same workflow gives the same video; and an extension wants the seed of its beginning.
     for node in workflow(name)["nodes"]:
