@@ -67,11 +67,12 @@ class Streaming:
 
 @dataclass(frozen=True)
 class LiveInput:
-    """Where prompts come from while the video is sampled."""
+    """Where prompts come from while the video is sampled, and who is told when one has taken effect."""
 
     clip: Any
     slots: Sequence[str]
     fps: float
+    on_switch: Callable[[Switch], None] = lambda switch: None
 
 
 @dataclass
@@ -245,6 +246,7 @@ def sample_video(
                     memory=decoding + guider.inner_model.memory_required(one_chunk),
                     reloaded=run.reloaded,
                     keep_past=job.streaming is None,
+                    on_switch=job.live.on_switch,
                 )
             )  # fmt: skip
             job.switches = live.log

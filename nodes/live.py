@@ -78,6 +78,7 @@ def listening(
     memory: float,
     reloaded: Callable[[], None],
     keep_past: bool,
+    on_switch: Callable[[Switch], None],
 ) -> Iterator[LivePrompts]:
     """The executing node takes prompts inside.
 
@@ -87,6 +88,7 @@ def listening(
         memory: bytes that sampling goes on to take, beside the weights.
         reloaded: called when the MODEL has been brought back.
         keep_past: see `LivePrompts`.
+        on_switch: called when a prompt has taken effect.
     """
     import comfy.model_management
     import comfy.utils
@@ -103,6 +105,7 @@ def listening(
         return comfy.utils.repeat_to_batch_size(encoded[0][0].to(device, torch.float32), batch)
 
     def switched(switch: Switch) -> None:
+        on_switch(switch)
         at = seconds_at(switch.start_latent_frame, fps)
         tell(state="switched", prompt=switch.prompt, seconds=at, waited=switch.waited)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from comfy_api.latest import io, ui
 
 from ..diag_core import DiagonalSchedule
 from ..diag_core.geometry import latent_size, pixel_frames
-from ..diag_core.live import Switch
 from . import comfy_bridge
 from .comfy_sampler import Chunks, LiveInput, Streaming, sample_latent
 from .files import first_fault
@@ -29,7 +27,7 @@ from .sampler import (
     seed_input,
     settings_inputs,
 )
-from .video_file import NewFile, tags, write_video
+from .video_file import NewFile, PromptKeeper, as_timeline, tags, write_video
 
 _CHANNELS = 16
 _PIXELS = 8  # to a latent, along height and width
@@ -88,7 +86,8 @@ class DiagDistillStream(Checked, TakesPrompts, io.ComfyNode):
                     "prompts",
                     display_name="prompts",
                     tooltip="The live prompts as they took effect, a time and a prompt a line. As the text of a Prompt "
-                    "Timeline that begins with the first prompt, they make the video again. Empty where none came.",
+                    "Timeline that begins with the first prompt, they make the video again. Empty where none came. "
+                    "They are also in name.timeline.txt beside the file, after a stop too.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -170,7 +169,7 @@ class DiagDistillStream(Checked, TakesPrompts, io.ComfyNode):
                 tags=tags(cls.hidden.prompt, cls.hidden.extra_pnginfo),
             )  # fmt: skip
 
-        live = None if clip is None else LiveInput(clip, slots_of(live_prompts), fps)
+        live = None if clip is None else LiveInput(clip, slots_of(live_prompts), fps, PromptKeeper(file.prompts).add)
         try:
             _, job = sample_latent(
                 model, positive, negative, latent, seed=seed, choice=choice, live=live,
@@ -181,13 +180,9 @@ class DiagDistillStream(Checked, TakesPrompts, io.ComfyNode):
         saved = ui.SavedResult(file.path.name, file.subfolder, io.FolderType.output)
         return io.NodeOutput(
             VideoFromFile(str(file.path)),
-            _as_timeline(job.switches),
+            as_timeline(job.switches),
             ui={**ui.PreviewVideo([saved]).as_dict(), "diagdistill": [job.status]},
         )
-
-
-def _as_timeline(switches: Sequence[Switch]) -> str:
-    return "\n".join(f"{entry.label}: {entry.prompt}" for entry in (switch.entry() for switch in switches))
 
 
 NODES = [DiagDistillStream]

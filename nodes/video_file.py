@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from typing import Any
 import folder_paths
 from comfy.cli_args import args
 
+from ..diag_core.live import Switch
 from ..diag_core.pipeline import VideoPipeline
+from ..diag_core.safetensors_file import replacing
 from ..diag_core.vae import VideoVAE
 from ..diag_core.video import Mp4Writer
 from .comfy_sampler import Chunks
 from .preview import MAX_SIDE
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,42 @@ class NewFile:
     path: Path
     subfolder: str
 
+    @property
+    def prompts(self) -> Path:
+        """Where live prompts are kept."""
+        return self.path.with_suffix(".timeline.txt")
+
     @classmethod
     def named(cls, prefix: str, width: int, height: int) -> NewFile:
         """Raises an exception of ComfyUI's for a prefix that leads out of the output folder."""
         output = folder_paths.get_output_directory()
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
         # Unfinished videos count too: none is overwritten.
-        while any((path := Path(folder, f"{name}_{counter:05}_{end}")).exists() for end in (".mp4", ".part.mp4")):
+        ends = (".mp4", ".part.mp4", ".timeline.txt")
+        while any((path := Path(folder, f"{name}_{counter:05}_{end}")).exists() for end in ends):
             counter += 1
         return cls(path.with_name(f"{name}_{counter:05}_.mp4"), subfolder)
+
+
+def as_timeline(switches: Sequence[Switch]) -> str:
+    """A time and a prompt a line: the text of a Prompt Timeline, but for the prompt that the video began with."""
+    return "\n".join(f"{entry.label}: {entry.prompt}" for entry in (switch.entry() for switch in switches))
+
+
+class PromptKeeper:
+    """Keeps the live prompts in a text file beside the video, so that they outlive a run that is stopped or killed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._switches: list[Switch] = []
+
+    def add(self, switch: Switch) -> None:
+        self._switches.append(switch)
+        try:
+            with replacing(self.path) as file:
+                file.write(f"{as_timeline(self._switches)}\n".encode())
+        except OSError as error:  # such as a file that another program has locked; the next switch tries again
+            log.warning("Diagonal Stream: the live prompts cannot be kept in %s: %s", self.path, error)
 
 
 def tags(prompt: Any, extra: dict[str, Any] | None) -> dict[str, str]:

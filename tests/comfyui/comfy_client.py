@@ -145,10 +145,14 @@ class ComfyClient:
             assert not run.outcome, f"it was over before: {run}"
             self._next()
 
-    def wait_for_live(self, prompt_id: str, state: str) -> dict[str, Any]:
-        """Reads events until the pack has told of live prompts what it calls `state`."""
+    def run_of(self, prompt_id: str) -> Run:
+        """As far as its events have been read."""
+        return self._runs[prompt_id]
+
+    def wait_for_live(self, prompt_id: str, state: str, times: int = 1) -> dict[str, Any]:
+        """Reads events until the pack has told of live prompts so many times what it calls `state`."""
         run = self._runs[prompt_id]
-        while not (told := [event for event in run.live if event["state"] == state]):
+        while len(told := [event for event in run.live if event["state"] == state]) < times:
             assert not run.outcome, f"it was over before: {run}"
             self._next()
         return told[-1]

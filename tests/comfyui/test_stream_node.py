@@ -112,6 +112,29 @@ def test_a_stopped_stream_leaves_a_file_that_plays(client, graph, server):
     assert frames_of(client, file_of(client.succeed(again), node)).shape[0] == 33
 
 
+def test_the_live_prompts_of_a_stopped_stream_are_kept_and_make_its_video_again(client, graph, server):
+    g = graph()
+    node = stream(g, latent_frames=900, clip=g.prompt()[1], filename_prefix="test/kept.v2")
+    prompt_id = client.submit(g.fresh())
+    client.wait_for_progress(prompt_id, node.id, 3)
+    for number, prompt in enumerate((OTHER_PROMPT, PROMPT), 1):
+        say(client, prompt_id=prompt_id, node_id=node.id, prompt=prompt)
+        client.wait_for_live(prompt_id, "switched", number)
+    client.wait_for_progress(prompt_id, node.id, client.run_of(prompt_id).progress(node.id)[-1][0] + 8)
+    client.interrupt()
+    assert client.wait(prompt_id).outcome == "interrupted"
+    (part,) = (server.base / "output" / "test").glob("kept.v2*.mp4")
+    assert part.name.endswith(".part.mp4")
+    kept = part.with_name(part.name.replace(".part.mp4", ".timeline.txt")).read_text(encoding="utf-8")
+    assert [line.split(": ", 1)[1] for line in kept.splitlines()] == [OTHER_PROMPT, PROMPT]
+    with av.open(str(part)) as container:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    planned = graph()
+    timeline = planned.add("DiagDistillPromptTimeline", clip=planned.prompt()[1], text=f"0s: {PROMPT}\n{kept}")
+    again = stream(planned, latent_frames=(len(frames) + 3) // 4, positive=timeline)
+    assert np.array_equal(frames, frames_of(client, file_of(client.succeed(planned), again)))
+
+
 def say(client: ComfyClient, **what: Any) -> dict[str, Any]:
     try:
         return json.loads(client.post("diagdistill/live", what))
