@@ -20,6 +20,7 @@ from diag_core.settings import PRESETS
 FOLDER = PACK / "example_workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 SCHEDULE, TIMELINE = "DiagDistillSchedule", "DiagDistillPromptTimeline"
+ENTER_WHILE_COMPOSING = {"key": "Enter", "isComposing": True, "bubbles": True}  # takes what an input method proposes
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +200,18 @@ def test_a_switch_is_dragged_on_the_timeline_and_reloads(tab):
     assert essence(tab.saved()) == essence(saved)
 
 
+@pytest.mark.parametrize("field", ["input", "textarea"])
+def test_enter_ends_an_edit_of_the_timeline_but_not_while_a_character_is_composed(tab, field):
+    tab.open_template("Prompt timeline")
+    tab.show([TIMELINE])
+    edited = tab.page.locator(f".ddx-row {field}").nth(1)
+    edited.focus()
+    edited.dispatch_event("keydown", ENTER_WHILE_COMPOSING)
+    assert edited.evaluate("(field) => document.activeElement === field")
+    edited.press("Enter")
+    assert not edited.evaluate("(field) => document.activeElement === field")
+
+
 def test_a_new_user_opens_the_demo_runs_it_and_sees_a_playing_video(tab, tmp_path):
     tab.open_template("Demo on CPU")
     tab.show()
@@ -228,9 +241,15 @@ def test_a_prompt_typed_while_the_video_is_made_changes_it(tab, tmp_path):
     typed.fill("a white 8 moves left fast and bounces, on a navy ground")
     typed.press("Enter")
     tab.page.wait_for_function("() => document.querySelector('.ddx-live').innerText.includes('s: a white 8')")
+    assert typed.input_value() == ""
+    typed.fill("a half-typed")
+    said = told.inner_text()
+    typed.dispatch_event("keydown", ENTER_WHILE_COMPOSING)
+    tab.page.wait_for_timeout(500)
+    assert told.inner_text() == said and typed.input_value() == "a half-typed"
     slots.nth(1).click()
     tab.page.wait_for_function("() => document.querySelector('.ddx-live').innerText.includes('s: a green 5')")
-    assert typed.input_value() == "" and "(after " in told.inner_text()
+    assert typed.input_value() == "a half-typed" and "(after " in told.inner_text()
     tab.open()  # the page is loaded anew while the video goes on
     tab.page.wait_for_function("() => document.querySelector('.ddx-live input')?.disabled === false")
     tab.show(["DiagDistillStream"])

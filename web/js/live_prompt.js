@@ -42,7 +42,7 @@ class LivePrompt {
     this.element = make("div", { class: "ddx ddx-live" }, make("div", { class: "ddx-bar" }, this.input, this.button), this.slots, this.told);
     this.input.addEventListener("keydown", (event) => {
       event.stopPropagation(); // the front end's shortcuts are letters too
-      if (event.key === "Enter") this.say(this.input.value);
+      if (event.key === "Enter" && !event.isComposing) this.say(this.input.value);
     });
     this.widget = placeElement(node, "diagdistill_live", this.element, { minHeight: () => this.height() });
     this.widget.options.getMaxHeight = () => this.height();
@@ -82,7 +82,7 @@ class LivePrompt {
     this.tell(t("liveSent", { prompt: prompt.trim() })); // before the answer: a fast model switches before that comes
     const answer = await send("live", { prompt_id, node_id: String(node), prompt });
     if (answer.error) this.tell(answer.error, true);
-    else this.input.value = "";
+    else if (this.input.value === prompt) this.input.value = ""; // a slot's button leaves what is being typed
   }
 
   tell(text, failed = false) {

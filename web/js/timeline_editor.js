@@ -107,7 +107,7 @@ class TimelineEditor {
       away.style.visibility = index ? "visible" : "hidden";
       prompt.value = entry.prompt;
       time.addEventListener("change", () => this.retime(index, time.value));
-      time.addEventListener("keydown", (event) => event.key === "Enter" && time.blur());
+      time.addEventListener("keydown", (event) => event.key === "Enter" && !event.isComposing && time.blur());
       prompt.addEventListener("input", () => {
         this.entries[index].prompt = prompt.value;
         this.written = this.text();
@@ -116,7 +116,7 @@ class TimelineEditor {
       });
       prompt.addEventListener("change", () => this.write());
       prompt.addEventListener("keydown", (event) => {
-        if (event.key !== "Enter" || event.ctrlKey || event.metaKey) return;
+        if (event.key !== "Enter" || event.isComposing || event.ctrlKey || event.metaKey) return;
         event.preventDefault(); // a prompt is one line
         prompt.blur();
       });
