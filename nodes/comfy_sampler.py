@@ -199,9 +199,18 @@ def sample_video(
     progress = Progress(_count(settings, plan, frames, given, takes, timelines[0]), disable)
     previewer = Previewer(settings.text_encoder, x.device)
     state = SamplerState()
+    begun = False
+
+    def memory() -> float:
+        # The cache is allocated by the first forward. Until then, a model that makes way for the text encoder and comes
+        # back must leave room for it.
+        cache = 0 if begun else max(0, cache_bytes - idle_bytes(guider.model_patcher))
+        return float(cache + decoding + guider.inner_model.memory_required(one_chunk))
 
     def chunks(live: LivePrompts | None, on_forward: OnForward) -> Iterator[Chunk]:
         def done(forward: Forward) -> None:
+            nonlocal begun
+            begun = True
             on_forward(forward)
             progress.forward(forward)
 
@@ -243,7 +252,7 @@ def sample_video(
                 listening(
                     job.live.clip, job.live.slots, job.live.fps, guider.model_patcher, x.device,
                     batch=batch,
-                    memory=decoding + guider.inner_model.memory_required(one_chunk),
+                    memory=memory,
                     reloaded=run.reloaded,
                     keep_past=job.streaming is None,
                     on_switch=job.live.on_switch,

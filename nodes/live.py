@@ -75,7 +75,7 @@ def listening(
     device: torch.device,
     *,
     batch: int,
-    memory: float,
+    memory: Callable[[], float],
     reloaded: Callable[[], None],
     keep_past: bool,
     on_switch: Callable[[Switch], None],
@@ -85,7 +85,7 @@ def listening(
     Args:
         clip: the text encoder. Encoding may push the MODEL `model` out of VRAM on a small card; it is brought back.
         batch: of the video that is sampled.
-        memory: bytes that sampling goes on to take, beside the weights.
+        memory: -> bytes that sampling goes on to take, beside the weights and what is allocated already.
         reloaded: called when the MODEL has been brought back.
         keep_past: see `LivePrompts`.
         on_switch: called when a prompt has taken effect.
@@ -100,7 +100,7 @@ def listening(
 
     def encode(prompt: str) -> Tensor:
         encoded = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-        comfy.model_management.load_models_gpu([model], memory_required=memory)
+        comfy.model_management.load_models_gpu([model], memory_required=memory())
         reloaded()
         return comfy.utils.repeat_to_batch_size(encoded[0][0].to(device, torch.float32), batch)
 
