@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..diag_core import PRESETS, DiagonalSchedule, ScheduleError
-from ..diag_core.noise_schedule import SCHEDULE_TIMESTEPS, sigma_from_schedule_timestep
+from ..diag_core.noise_schedule import SCHEDULE_TIMESTEPS
 
 CUSTOM = "custom"
 PRESET_NAMES = (CUSTOM, *PRESETS)
@@ -86,7 +86,3 @@ def describe(schedule: DiagonalSchedule, chunks: int) -> dict[str, Any]:
 def true_timesteps(schedule: DiagonalSchedule, chunk: int) -> list[float]:
     """1000 sigma of each step: what the model is given."""
     return [SCHEDULE_TIMESTEPS * sigma for sigma in schedule.sigmas(chunk)]
-
-
-def true_timestep(t: float, shift: float) -> float:
-    return float(SCHEDULE_TIMESTEPS * sigma_from_schedule_timestep(t, shift))
