@@ -110,7 +110,7 @@ class LivePrompts:
     def say(self, prompt: str) -> str:
         """Asks for `prompt` (or a slot, by its number) from the next chunk on; of several before that, the last counts.
 
-        Returns the prompt as it will be shown. Raises ValueError for an empty or overlong one.
+        Returns the prompt as it will be shown. Raises ValueError for an empty or overlong one, and for what is no text.
         """
         prompt = prompt.strip()
         if prompt.isdecimal() and 1 <= int(prompt[:9]) <= len(self.slots):
@@ -119,6 +119,10 @@ class LivePrompts:
             raise ValueError("the prompt is empty; write what the video shows from here on")
         if len(prompt) > MAX_PROMPT:
             raise ValueError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT}")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the prompt cannot be read: {error.reason} at character {error.start + 1}") from error
         with self._lock:
             self._pending = (prompt, time.monotonic())
         return prompt

@@ -1,9 +1,9 @@
 """The text form of a prompt timeline: "0s: a red 3 moves right; 2.5s: a blue 7 moves left".
 
 An entry is a time, a colon and a prompt. Entries stand on lines of their own, or after a ';' that a time follows; any
-other ';' belongs to its prompt, except at a prompt's end, where it is dropped. Units: s seconds, f pixel frames, lf
-latent frames, c chunks. A text without any time is one prompt from the beginning on. This module knows no tensors;
-the caller encodes the prompts.
+other ';' belongs to its prompt, except at a prompt's end, where it is dropped. "\\;" is a ';' that belongs to its
+prompt wherever it stands. Units: s seconds, f pixel frames, lf latent frames, c chunks. A text without any time is one
+prompt from the beginning on. This module knows no tensors; the caller encodes the prompts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _TIME = re.compile(
     rf"(?:(?P<unit>[A-Za-z]+)|[^\S\n]+(?P<spaced>{_SPACED_UNIT})|(?P<missing>))[^\S\n]*:(?(missing)(?=\s|\Z))",
     re.IGNORECASE,
 )
-_SEMICOLON = re.compile(r";\s*")
+_ESCAPED = "\\;"
+_SEMICOLON = re.compile(r"(?<!\\);\s*")
 
 
 class TimelineError(ValueError):
@@ -64,7 +65,7 @@ class _Piece:
     @property
     def prompt(self) -> str:
         body = self.text if self.time is None else self.text[self.time.end() :]
-        return _strip(body)
+        return _strip(body).replace(_ESCAPED, ";")
 
 
 def parse_timeline(text: str, fps: float = DEFAULT_FPS, chunk_frames: int = 3) -> list[TimelineEntry]:
@@ -107,20 +108,28 @@ def latent_frame_of_time(time: str, fps: float = DEFAULT_FPS, chunk_frames: int 
 def format_timeline(entries: list[TimelineEntry]) -> str:
     """One line an entry; `parse_timeline` with the same fps and chunk_frames gives the entries back.
 
-    Raises ValueError for a prompt that the text form cannot hold, such as one with a line break.
+    Raises ValueError for a prompt that the text form cannot hold: one with a line break or with blanks around it.
     """
     lines = []
     for number, entry in enumerate(entries):
         line = f"{entry.label}: {entry.prompt}"
-        pieces = _split(line)
-        time = pieces[0].time if len(pieces) == 1 else None
-        if time is None or _label(time) != entry.label or pieces[0].prompt != entry.prompt or not entry.prompt:
+        if not _reads_as(line, entry):
+            line = f"{entry.label}: {entry.prompt.replace(';', _ESCAPED)}"
+        if not _reads_as(line, entry):
             raise ValueError(
                 f"timeline entry {number} cannot be written as '{line}': it needs a label such as '2.5s' and a prompt "
-                "of one line, without blanks around it, a ';' at its end or a ';' that a time follows"
+                "of one line, without blanks around it"
             )
         lines.append(line)
     return "\n".join(lines)
+
+
+def _reads_as(line: str, entry: TimelineEntry) -> bool:
+    pieces = _split(line)
+    time = pieces[0].time if len(pieces) == 1 else None
+    if time is None or not entry.prompt:
+        return False
+    return _label(time) == entry.label and pieces[0].prompt == entry.prompt
 
 
 def _split(text: str) -> list[_Piece]:
@@ -194,6 +203,6 @@ def _label(time: re.Match[str]) -> str:
 def _strip(prompt: str) -> str:
     """Without blanks around it and without the ';' that only ends an entry."""
     end = len(prompt)
-    while end and (prompt[end - 1] == ";" or prompt[end - 1].isspace()):
+    while end and (prompt[end - 1] == ";" or prompt[end - 1].isspace()) and not prompt.endswith(_ESCAPED, 0, end):
         end -= 1
     return prompt[:end].lstrip()

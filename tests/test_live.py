@@ -72,6 +72,12 @@ def test_a_prompt_that_cannot_be_encoded_is_reported_and_the_video_goes_on(model
     assert video.shape[2] == 24
 
 
+def test_what_is_no_text_is_refused_before_it_is_sampled() -> None:
+    live = LivePrompts(encode)
+    with pytest.raises(ValueError, match=r"cannot be read: .* at character 3"):
+        live.say("a \udcff cat")  # a byte of the terminal that is no UTF-8
+
+
 def test_slots_are_encoded_beforehand_and_asked_for_by_number(model) -> None:
     seen: list[str] = []
 

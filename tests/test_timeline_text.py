@@ -54,6 +54,8 @@ def test_units(time, options, frame):
         ("0s: a;; 3c: b", [(0, "a"), (9, "b")]),
         ("0s: at 10:30; 10:30 sharp", [(0, "at 10:30; 10:30 sharp")]),
         ("0s: 3d: render", [(0, "3d: render")]),
+        (r"a cat\;", [(0, "a cat;")]),
+        (r"0s: a\; 2s: b\; ; 2s: c\\; d;", [(0, "a; 2s: b;"), (8, r"c\; d")]),
     ],
 )
 def test_separators_and_colons_inside_prompts(text, entries):
@@ -107,8 +109,6 @@ def test_only_text_is_read(text):
     "entry",
     [
         TimelineEntry(0, "two\nlines", "0s"),
-        TimelineEntry(0, "a; 2s: b", "0s"),
-        TimelineEntry(0, "ends;", "0s"),
         TimelineEntry(0, " blank", "0s"),
         TimelineEntry(0, "", "0s"),
         TimelineEntry(0, "a", "soon"),
@@ -118,6 +118,29 @@ def test_only_text_is_read(text):
 def test_what_the_text_cannot_hold_is_not_written(entry):
     with pytest.raises(ValueError, match="entry 0 cannot be written"):
         format_timeline([entry])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "line"),
+    [
+        ("a; b", "0s: a; b"),
+        ("ends;", r"0s: ends\;"),
+        ("a; 2s: b", r"0s: a\; 2s: b"),
+        (r"a\; b", r"0s: a\\; b"),
+        ("2s: a", "0s: 2s: a"),
+    ],
+)
+def test_a_semicolon_is_marked_only_where_it_would_be_lost(prompt, line):
+    assert format_timeline([TimelineEntry(0, prompt, "0s")]) == line
+
+
+any_line = st.one_of(st.text(), st.text(alphabet="\\;: 2sa\n\u2028")).map(lambda text: " ".join(text.split()))
+
+
+@given(any_line.filter(bool), any_line.filter(bool))
+def test_any_prompt_of_one_line_can_be_written_and_read(first, second):
+    entries = [TimelineEntry(0, first, "0s"), TimelineEntry(6, second, "6lf")]
+    assert parse_timeline(format_timeline(entries)) == entries
 
 
 prompt_text = st.text(alphabet="ab 3;:.f", min_size=1, max_size=12)
@@ -152,7 +175,7 @@ def test_any_text_gives_a_timeline_or_its_error(text):
     timeline_or_error(text)
 
 
-@given(st.text(alphabet="01.-;: slfcx\n\u00a0\u2028", max_size=24))
+@given(st.text(alphabet="01.-;: slfcx\\\n\u00a0\u2028", max_size=24))
 @example("0s: a; " + "9" * 5000 + "s: b")
 @example("0s: a; " + "9" * 5000 + "c: b")
 @example("a;2\ns: b")

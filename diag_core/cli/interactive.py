@@ -26,6 +26,8 @@ class Console:
 
     live: LivePrompts
     fps: float
+    keep: Callable[[Sequence[Switch]], object] = lambda log: None
+    """called with all prompts that have taken effect, each time one does"""
     lines: TextIO = field(default_factory=lambda: sys.stdin)
     out: TextIO = field(default_factory=lambda: sys.stderr)
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -58,6 +60,10 @@ class Console:
     def _switched(self, switch: Switch) -> None:
         at = seconds_at(switch.start_latent_frame, self.fps)
         self._say(f"{at:.2f} s: {switch.prompt} ({1000 * switch.waited:.0f} ms after it was asked for)")
+        try:
+            self.keep(self.live.log)
+        except OSError as error:  # the video goes on; the end tries again
+            self._say(f"note: the prompts are not on disk: {error}")
 
     def _failed(self, prompt: str, error: Exception) -> None:
         self._say(f"not understood, the video goes on as it was: {prompt} ({error})")

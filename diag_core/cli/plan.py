@@ -199,6 +199,8 @@ def _check_interactive(options: argparse.Namespace, requests: list[VideoRequest]
         raise ValueError(f"--interactive is for one video; these options make {len(requests)}")
     if not requests[0].settings.causal:
         raise ValueError("this model makes the whole video at once: prompts cannot change it while it is made")
+    if any(not slot.strip() for slot in options.slot or ()):
+        raise ValueError("--slot: the prompt is empty; write what the video shows from there on")
     if len(options.slot or ()) > MAX_PREPARED:
         raise ValueError(f"{len(options.slot)} times --slot; at most {MAX_PREPARED}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,10 +96,10 @@ def _run(plan: Plan) -> int:
                     check()
 
             out.parent.mkdir(parents=True, exist_ok=True)
-            console = None
+            console, sink = None, None
             if plan.interactive:
                 assert encoder is not None
-                console = _console(encoder, plan, request, loaded.model.device)
+                console = _console(encoder, plan, request, out, loaded.model.device)
             try:
                 check()
                 sink = _sink(plan, request, out)
@@ -115,15 +116,13 @@ def _run(plan: Plan) -> int:
                 )
             except KeyboardInterrupt:
                 bar.finish()
-                _say_interrupted(sink.part, seen)
-                _save(recording, plan.save_state, request)
+                _say_interrupted(sink, seen)
+                _finish(recording, plan.save_state, request, out, console)
                 return _INTERRUPTED
             finally:
                 bar.finish()
             print(_result(out, done))
-            if console is not None and console.live.log:
-                print(_save_timeline(out, request, console.live.log))
-            _save(recording, plan.save_state, request)
+            _finish(recording, plan.save_state, request, out, console)
             if plan.signing is not None:
                 print(_sign(out, *plan.signing, request))
     return 0
@@ -153,27 +152,55 @@ def _sign(out: Path, certificate: Path, key: Path, request: VideoRequest) -> str
     return f"{out}: signed with {certificate}"
 
 
-def _console(encoder: TextEncoder, plan: Plan, request: VideoRequest, device: torch.device) -> Console:
-    console = Console(live_prompts(lambda prompt: encoder.encode([prompt]).to(device), plan.slots), request.fps)
+def _console(encoder: TextEncoder, plan: Plan, request: VideoRequest, out: Path, device: torch.device) -> Console:
+    console = Console(
+        live_prompts(lambda prompt: encoder.encode([prompt]).to(device), plan.slots),
+        request.fps,
+        # At once: a process that is killed leaves its prompts too.
+        keep=lambda log: _write_timeline(out, _as_shown(request, log)),
+    )
     console.start()
     return console
 
 
-def _save_timeline(out: Path, request: VideoRequest, log: Sequence[Switch]) -> str:
-    """All prompts as they were shown, beside the video: with the seed they make it again."""
+def _as_shown(request: VideoRequest, log: Sequence[Switch]) -> VideoRequest:
+    """The request with the prompts that came while the video was made."""
     entries = list(request.entries)
     for switch in log:
         entries = [entry for entry in entries if entry.start_latent_frame < switch.start_latent_frame]
         entries.append(switch.entry())
+    return dataclasses.replace(request, entries=tuple(entries))
+
+
+def _write_timeline(out: Path, request: VideoRequest) -> Path:
+    """All prompts, beside the video: with the seed they make it again."""
+    # Prompt encoders do not see the spacing, and the text form cannot hold all of it.
+    entries = [dataclasses.replace(entry, prompt=" ".join(entry.prompt.split())) for entry in request.entries]
     path = out.with_suffix(".timeline.txt")
     with replacing(path) as file:
         file.write(f"{format_timeline(entries)}\n".encode())
-    return f"{path}: the prompts as they were shown; --timeline @{path} --seed {request.seed} makes this video again"
+    return path
 
 
-def _say_interrupted(part: Path, seen: Progress) -> None:
-    kept = f"{seen.pixel_frames} pixel frames are in {part}"
-    print(f"interrupted: {kept if seen.pixel_frames else 'no frame was finished'}", file=sys.stderr)
+def _finish(
+    recording: Recording | None, state: Path | None, request: VideoRequest, out: Path, console: Console | None
+) -> None:
+    """What is saved of a video that is complete, or was interrupted."""
+    log = console.live.log if console is not None else []
+    shown = _as_shown(request, log)
+    _save(recording, state, shown)
+    if log:
+        path = _write_timeline(out, shown)
+        print(
+            f"{path}: the prompts as they were shown; --timeline @{path} --seed {request.seed} makes this video again"
+        )
+
+
+def _say_interrupted(sink: FrameSink | None, seen: Progress) -> None:
+    if sink is None or not seen.pixel_frames:
+        print("interrupted: no frame was finished", file=sys.stderr)
+    else:
+        print(f"interrupted: {seen.pixel_frames} pixel frames are in {sink.part}", file=sys.stderr)
 
 
 def _save(recording: Recording | None, path: Path | None, request: VideoRequest) -> None:

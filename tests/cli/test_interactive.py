@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import decode
+from tiny_models import decode, press_at
 
 from diag_core import SeededNoise
+from diag_core.cli import run as cli_run
+from diag_core.cli.interactive import live_prompts
 from diag_core.video import Mp4Writer, read_image
 
 
@@ -68,6 +71,92 @@ def test_prompts_take_effect_with_the_next_chunk_and_the_timeline_makes_the_vide
     assert torch.equal(decode("a.mp4"), decode("b.mp4"))
 
 
+def test_ctrl_c_keeps_the_prompts_as_they_were_shown(generate, typing, monkeypatch):
+    """In the timeline and in the saved state, which goes on with the last of them."""
+    arguments = ("--seed", 4, "--frames", 69)
+    typing({1: "a blue 7", 3: "a green 1"})
+    with monkeypatch.context() as patch:
+        press_at(patch, 5)
+        result = generate(
+            "--interactive", "--prompt", "a red 3", *arguments, "--out", "a.mp4", "--save-state", "s"
+        )  # fmt: skip
+    assert result.code == 130, result.err
+    timeline = "0s: a red 3\n6lf: a blue 7\n12lf: a green 1\n"
+    assert Path("a.timeline.txt").read_text() == timeline
+    assert "--timeline @a.timeline.txt --seed 4" in result.out
+    typing({})
+    assert generate("--timeline", "@a.timeline.txt", *arguments, "--out", "b.mp4").code == 0
+    whole, part = decode("b.mp4"), decode("a.part.mp4")
+    assert 0 < len(part) < len(whole) and torch.equal(part, whole[: len(part)])
+    result = generate("--resume", "s", "--out", "c.mp4")
+    assert result.code == 0, result.err
+    assert torch.equal(decode("c.mp4"), whole)
+
+
+def test_ctrl_c_before_the_video_begins(generate, typing, monkeypatch):
+    def slow(encode, slots):
+        signal.raise_signal(signal.SIGINT)
+        return live_prompts(encode, slots)
+
+    typing({})
+    monkeypatch.setattr(cli_run, "live_prompts", slow)
+    result = generate("--interactive", "--prompt", "a red 3", "--out", "a.mp4")
+    assert result.code == 130 and "interrupted: no frame was finished" in result.err
+    assert list(Path().iterdir()) == []
+
+
+def test_prompts_are_on_disk_as_soon_as_they_are_shown(generate, typing, monkeypatch):
+    typing({1: "a blue 7"})
+    draw = SeededNoise.initial
+
+    def initial(self, start_frame, shape):
+        if start_frame == 9:
+            raise RuntimeError(Path("a.timeline.txt").read_text())
+        return draw(self, start_frame, shape)
+
+    monkeypatch.setattr(SeededNoise, "initial", initial)
+    with pytest.raises(RuntimeError, match="0s: a red 3\n6lf: a blue 7\n"):
+        generate("--interactive", "--prompt", "a red 3", "--out", "a.mp4", "--frames", 81)
+
+
+@pytest.mark.parametrize(
+    ("first", "slot", "typed"),
+    [
+        ("a red 3;", "a\n5", "a blue 7 ;"),
+        (" a red 3; 2s: a 9", "\u00e9 \U0001f600", "2"),
+        ("a \\; b", "2s: a 5;", "; 1lf: a blue 7"),
+    ],
+)
+def test_any_prompt_can_be_kept(generate, typing, first, slot, typed):
+    """Those that look like the timeline's own signs too: nothing is lost, and they make the same video again."""
+    typing({1: typed, 2: "1"})
+    result = generate(
+        "--interactive", "--prompt", first, "--slot", slot, "--frames", 45, "--out", "a.mp4", "--save-state", "s"
+    )
+    assert result.code == 0, result.err
+    assert Path("s").is_file()
+    typing({})
+    assert generate("--timeline", "@a.timeline.txt", "--frames", 45, "--out", "b.mp4").code == 0
+    assert torch.equal(decode("a.mp4"), decode("b.mp4"))
+    result = generate("--resume", "s", "--frames", 57, "--out", "c.mp4")
+    assert result.code == 0, result.err
+    assert torch.equal(decode("c.mp4")[:45], decode("a.mp4"))
+
+
+def test_a_timeline_that_cannot_be_written_costs_neither_video_nor_state(generate, typing, monkeypatch):
+    def full(entries):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli_run, "format_timeline", full)
+    typing({1: "a blue 7"})
+    result = generate(
+        "--interactive", "--prompt", "a red 3", "--frames", 33, "--out", "a.mp4", "--save-state", "s"
+    )  # fmt: skip
+    assert result.code == 2 and "No space left on device" in result.err
+    assert "note: the prompts are not on disk" in result.err
+    assert len(decode("a.mp4")) == 33 and Path("s").is_file()
+
+
 def test_stop_ends_the_video_after_the_chunk_in_the_making(generate, typing):
     typing({2: "/stop"})
     result = generate("--interactive", "--prompt", "a red 3", "--out", "a.mp4", "--seconds", 60)
@@ -88,6 +177,7 @@ def test_a_prompt_that_cannot_be_used_is_said_and_the_video_goes_on(generate, ty
         (("--slot", "a 1"), "--slot is a prompt for --interactive"),
         (("--interactive", "--prompt", "a 2"), "--interactive is for one video"),
         (("--interactive", *(["--slot", "a"] * 33)), "33 times --slot; at most 32"),
+        (("--interactive", "--slot", " "), "--slot: the prompt is empty"),
     ],
 )
 def test_what_cannot_go_together_is_refused(generate, options, why):

@@ -8,15 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import av
 import pytest
 import torch
-from tiny_models import decode
+from tiny_models import decode, press_at
 
-from diag_core import SeededNoise
 from diag_core.cli.interrupt import deferred_interrupt
 from diag_core.video import write_png
 
@@ -116,19 +114,6 @@ def test_damaged_states_are_named(generate, damage):
     assert result.code == 2
     assert result.err.splitlines()[-1].startswith(("error: s: ", "error: s cannot", "error: s.latents.safetensors"))
     assert not list(Path().glob("b*"))
-
-
-def press_at(monkeypatch, chunk: int) -> None:
-    """Ctrl-C while the chunk at latent frame 3 x `chunk` is being denoised."""
-    draw = SeededNoise.initial
-
-    def initial(self, start_frame, shape):
-        if start_frame == 3 * chunk:
-            signal.raise_signal(signal.SIGINT)
-            time.sleep(0.1)  # sampling has a thread of its own, and signals are for the main one
-        return draw(self, start_frame, shape)
-
-    monkeypatch.setattr(SeededNoise, "initial", initial)
 
 
 def test_ctrl_c_keeps_the_finished_chunks_and_the_state(generate, whole, monkeypatch):

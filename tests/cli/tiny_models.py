@@ -1,15 +1,18 @@
-"""Random models of a few layers, and reading videos back."""
+"""Random models of a few layers, Ctrl-C at a given moment, and reading videos back."""
 
 from __future__ import annotations
 
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import pytest
 import torch
 from torch import Tensor
 
-from diag_core import WanConfig, WanDiT
+from diag_core import SeededNoise, WanConfig, WanDiT
 from diag_core.settings import CheckpointSettings
 from diag_core.vae import TinyVAE, TinyVAEConfig
 from diag_core.video import Mp4Writer
@@ -37,6 +40,19 @@ def decode(path: Path) -> Tensor:
     """uint8 [T,H,W,3]"""
     with av.open(str(path)) as container:
         return torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)])
+
+
+def press_at(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Ctrl-C while the chunk at latent frame 3 x `chunk` is being denoised."""
+    draw = SeededNoise.initial
+
+    def initial(self: SeededNoise, start_frame: int, shape: tuple[int, ...]) -> Tensor:
+        if start_frame == 3 * chunk:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.1)  # sampling has a thread of its own, and signals are for the main one
+        return draw(self, start_frame, shape)
+
+    monkeypatch.setattr(SeededNoise, "initial", initial)
 
 
 def random_vae() -> TinyVAE:
