@@ -49,6 +49,7 @@ class SamplerState:
         handed_out: latent frames before this one have been yielded; fewer than `frame` after a trimmed end.
         history: finished chunks in the sink or the ring.
         caches: one for each guidance branch.
+        id: of the save it was loaded from, or is to be saved as; other files of that save carry it too.
     """
 
     chunk: int = 0
@@ -58,6 +59,7 @@ class SamplerState:
     caches: list[KVCache] = field(default_factory=list)
     settings: dict[str, Any] | None = None
     saved_caches: list[dict[str, Any]] = field(default_factory=list)
+    id: str | None = None
 
     @property
     def started(self) -> bool:
@@ -81,6 +83,7 @@ class SamplerState:
             "frame": self.frame,
             "handed_out": self.handed_out,
             "settings": self.settings,
+            "id": self.id,
             "counters": [cache["counters"] for cache in caches],
             "history": [[f.chunk, f.start_frame, f.last_sigma] for f in self.history],
         }
@@ -118,6 +121,7 @@ class SamplerState:
                 history=history,
                 settings=document["settings"],
                 saved_caches=caches,
+                id=document.get("id"),  # older files have none
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as a saved state: {error}") from error

@@ -215,10 +215,12 @@ def _check_files(options: argparse.Namespace) -> None:
     state = options.save_state
     if state is not None:
         check_writable(state.parent)
-        if state == latents_path(state) or state.is_dir():
+        if state.is_dir():
             raise ValueError(f"--save-state {state}: give the name of a file")
-        if state.exists() and state != options.resume and not options.overwrite:
-            raise ValueError(f"--save-state {state}: it exists already; give another name, or --overwrite")
+        if state != options.resume and not options.overwrite:
+            for path in (state, latents_path(state)):
+                if path.exists():
+                    raise ValueError(f"--save-state {state}: {path} exists already; give another name, or --overwrite")
 
 
 def _signing(options: argparse.Namespace) -> tuple[Path, Path] | None:

@@ -7,6 +7,7 @@ Shapes: latents [1,C,F,h,w].
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ..state import SamplerState
 from .request import VideoRequest
 
 _KEY = "diagdistill-video-1"  # of the metadata entry; a later format has another
+_SAVES = "diagdistill-saves"  # of the entry with the ids of all saves that led to the latents; older files have none
 
 
 @dataclass
@@ -27,6 +29,8 @@ class Recording:
     state: SamplerState = field(default_factory=SamplerState)
     latents: list[Tensor] = field(default_factory=list)
     """pieces, in their order, on the CPU"""
+    saves: list[str | None] = field(default_factory=list)
+    """ids of the saves that led here, each with a state that still finds its latents here"""
 
     def joined(self) -> Tensor | None:
         """All latent frames so far, None when there are none."""
@@ -36,7 +40,9 @@ class Recording:
         """Write both files, each whole or not at all. OSError when they cannot be written."""
         latents = self.joined()
         assert latents is not None, "nothing was sampled"
-        metadata = {_KEY: json.dumps(request.to_dict())}
+        self.state.id = secrets.token_hex(16)
+        self.saves.append(self.state.id)
+        metadata = {_KEY: json.dumps(request.to_dict()), _SAVES: json.dumps(self.saves)}
         spec = TensorSpec(tuple(latents.shape), latents.dtype)
         # Latents first: should the second file fail, the older state still finds all it needs here.
         write_safetensors(latents_path(path), {"latents": spec}, lambda _: latents, metadata)
@@ -48,16 +54,18 @@ class Recording:
         state = SamplerState.load(path)
         file = _open(path)
         try:
+            saves = json.loads(file.metadata.get(_SAVES, "[null]"))
             latents = file.read("latents")
-        except (FormatError, KeyError) as error:
-            raise ValueError(f"{latents_path(path)}: it cannot be read ({error})") from error
-        if latents.dim() != 5 or latents.shape[2] < state.handed_out:
-            raise ValueError(f"{latents_path(path)}: it does not hold the latents that lead to {path}; save both anew")
-        return cls(state, [latents[:, :, : state.handed_out]])
+        except (FormatError, KeyError, ValueError, RecursionError) as error:
+            raise ValueError(f"{file.path}: it cannot be read ({error})") from error
+        if state.id not in saves or latents.dim() != 5 or latents.shape[2] < state.handed_out:
+            raise ValueError(f"{file.path}: it does not hold the latents that lead to {path}; save both anew")
+        return cls(state, [latents[:, :, : state.handed_out]], saves)
 
 
 def latents_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.latents.safetensors")
+    """Beside the state, and of its whole name: "clip.v1" and "clip.v2" do not share one."""
+    return path.with_name(f"{path.name}.latents.safetensors")
 
 
 def read_request(path: Path) -> VideoRequest:
@@ -68,15 +76,18 @@ def read_request(path: Path) -> VideoRequest:
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such saved video (--save-state writes one)")
-    content = _open(path).metadata[_KEY]
+    file = _open(path)
     try:
-        return VideoRequest.from_dict(json.loads(content))
+        return VideoRequest.from_dict(json.loads(file.metadata[_KEY]))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{latents_path(path)}: it cannot be read ({error})") from error
+        raise ValueError(f"{file.path}: it cannot be read ({error})") from error
 
 
 def _open(path: Path) -> SafetensorsFile:
     beside = latents_path(path)
+    if not beside.exists():
+        older = path.with_name(f"{path.stem}.latents.safetensors")  # as earlier versions named it
+        beside = older if older.exists() else beside
     try:
         file = SafetensorsFile(beside)
     except FileNotFoundError:

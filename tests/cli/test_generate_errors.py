@@ -69,7 +69,8 @@ def early(monkeypatch):
         ((*PROMPT, "--device", "cuda:7"), "--device cuda:7: PyTorch sees"),
         ((*PROMPT, "--resume", "none"), "none: there is no such saved video"),
         ((*PROMPT, "--save-state", "s", "--count", "2"), "are for one video; these options make 2"),
-        ((*PROMPT, "--save-state", "blank.txt"), "--save-state blank.txt: it exists already"),
+        ((*PROMPT, "--save-state", "blank.txt"), "--save-state blank.txt: blank.txt exists already"),
+        ((*PROMPT, "--save-state", "s.v1"), "--save-state s.v1: s.v1.latents.safetensors exists already"),
         ((*PROMPT, "--promt", "x"), "unrecognized arguments: --promt x"),
         ((*PROMPT, "--sched", "3"), "unrecognized arguments: --sched 3"),
     ],
@@ -79,6 +80,7 @@ def test_faults_are_found_before_anything_is_loaded(generate, early, arguments, 
     Path("bad.txt").write_text("0s: a 1\nwithout a time\n", encoding="utf-8")
     Path("blank.txt").write_text("\n \n", encoding="utf-8")
     Path("latin.txt").write_bytes(b"caf\xe9\n")
+    Path("s.v1.latents.safetensors").write_bytes(b"of another video")
     write_png("i.png", torch.zeros(16, 16, 3, dtype=torch.uint8))
     before = sorted(Path().iterdir())
     result = generate(*arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 import torch
 from tiny_models import decode, press_at
 
+from diag_core import SamplerState
 from diag_core.cli.interrupt import deferred_interrupt
+from diag_core.safetensors_file import SafetensorsFile, write_safetensors
 from diag_core.video import write_png
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +49,60 @@ def test_going_on_twice_in_the_same_file(generate, whole):
     assert generate(*PROMPT, "--frames", 21, "--save-state", "s", "--out", "a.mp4").code == 0
     assert generate("--resume", "s", "--save-state", "s", "--frames", 45, "--out", "b.mp4").code == 0
     assert generate("--resume", "s", "--frames", 57, "--out", "c.mp4").code == 0
+    assert torch.equal(decode("c.mp4"), whole)
+
+
+def test_states_whose_names_differ_in_the_ending_share_nothing(generate, whole):
+    assert generate(*PROMPT, "--frames", 33, "--save-state", "clip.v1", "--out", "a.mp4").code == 0
+    assert generate("--prompt", "a blue 7", "--frames", 33, "--save-state", "clip.v2", "--out", "b.mp4").code == 0
+    result = generate("--resume", "clip.v1", "--frames", 57, "--out", "c.mp4")
+    assert result.code == 0, result.err
+    assert torch.equal(decode("c.mp4"), whole)
+
+
+def test_files_of_two_states_are_not_mixed(generate):
+    assert generate(*PROMPT, "--frames", 33, "--save-state", "s", "--out", "a.mp4").code == 0
+    for name, length in (("t", 45), ("u", 57)):  # two ways on from the same place
+        assert generate("--resume", "s", "--frames", length, "--save-state", name, "--out", f"{name}.mp4").code == 0
+    shutil.copy("u.latents.safetensors", "t.latents.safetensors")
+    result = generate("--resume", "t", "--frames", 69, "--out", "b.mp4")
+    assert result.code == 2
+    assert "error: t.latents.safetensors: it does not hold the latents that lead to t" in result.err
+
+
+def test_a_state_whose_renewal_failed_finds_its_latents(generate, whole, monkeypatch):
+    assert generate(*PROMPT, "--frames", 21, "--save-state", "s", "--out", "a.mp4").code == 0
+
+    def full(self, path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SamplerState, "save", full)
+        assert generate("--resume", "s", "--save-state", "s", "--frames", 45, "--out", "b.mp4").code == 2
+    result = generate("--resume", "s", "--frames", 57, "--out", "c.mp4")
+    assert result.code == 0, result.err
+    assert torch.equal(decode("c.mp4"), whole)
+
+
+def test_states_of_earlier_versions_are_gone_on_with(generate, whole):
+    """Their latents lie beside them under another name, and neither file has an id."""
+    assert generate(*PROMPT, "--frames", 33, "--save-state", "clip.state", "--out", "a.mp4").code == 0
+    for old, name in (("clip.state", "clip.state"), ("clip.state.latents.safetensors", "clip.latents.safetensors")):
+        file = SafetensorsFile(Path(old))
+        metadata = {key: value for key, value in file.metadata.items() if key != "diagdistill-saves"}
+        if "state" in metadata:
+            document = json.loads(metadata["state"])
+            del document["id"]
+            metadata["state"] = json.dumps(document)
+        else:
+            assert metadata != file.metadata
+        tensors = {key: file.read(key) for key in file.specs}
+        Path(old).unlink()
+        write_safetensors(Path(name), file.specs, tensors.__getitem__, metadata)
+    result = generate("--resume", "clip.state", "--save-state", "clip.state", "--frames", 45, "--out", "b.mp4")
+    assert result.code == 0, result.err
+    result = generate("--resume", "clip.state", "--frames", 57, "--out", "c.mp4")
+    assert result.code == 0, result.err
     assert torch.equal(decode("c.mp4"), whole)
 
 
