@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from .provenance import generated_xmp
 from .video import to_uint8, write_png
+
+_NUMBERED = re.compile(r"[0-9]{6,}\.png|\.[0-9]{6,}\.png\.[0-9a-f]{8}\.part")  # or what a killed process left of one
 
 
 class FrameSink(Protocol):
@@ -42,26 +45,29 @@ class FrameSink(Protocol):
 
 
 class PngSequence:
-    """Writes 000001.png, 000002.png, ... into a new folder; each file is whole or absent.
+    """Writes 000001.png, 000002.png, ... into a folder; each file is whole or absent.
 
     Args:
+        replace: the numbered PNGs that are in the folder give way, all of them, when the first frame comes.
         metadata: JSON-able; kept in every file's "Comment", and its "title", if any, as "Title".
         mark_generated: put the mark of generated media into every file.
 
     Raises:
-        OSError: the folder exists with something in it, or cannot be made.
+        OSError: the folder exists with something in it (with `replace`, something else), or cannot be made.
     """
 
     def __init__(
         self,
         folder: str | os.PathLike[str],
         *,
+        replace: bool = False,
         metadata: Mapping[str, Any] | None = None,
         mark_generated: bool = True,
     ) -> None:
         self.part = Path(folder)
         self.part.mkdir(parents=True, exist_ok=True)
-        if any(self.part.iterdir()):
+        self._old = numbered_pngs(self.part)
+        if self._old and not replace:
             raise FileExistsError(f"{folder}: there is something in this folder already; give an empty or a new one")
         self.frames = 0
         values = dict(metadata or {})
@@ -71,7 +77,10 @@ class PngSequence:
         self._xmp = generated_xmp(title=title) if mark_generated else None
 
     def write(self, pixels: Tensor) -> None:
-        for image in to_uint8(pixels).cpu():
+        images = to_uint8(pixels).cpu()
+        while self._old:
+            self._old.pop().unlink(missing_ok=True)
+        for image in images:
             write_png(self.part / f"{self.frames + 1:06d}.png", image, xmp=self._xmp, texts=self._texts)
             self.frames += 1
 
@@ -81,3 +90,17 @@ class PngSequence:
     def __exit__(self, *_: object) -> None:
         if not self.frames and not any(self.part.iterdir()):
             self.part.rmdir()
+
+
+def numbered_pngs(folder: Path) -> list[Path]:
+    """The frames that a `PngSequence` left in a folder.
+
+    Raises:
+        FileExistsError: there is something else in it.
+        OSError: it cannot be read, or is no folder.
+    """
+    found = list(folder.iterdir())
+    for path in found:
+        if not _NUMBERED.fullmatch(path.name) or path.is_dir():
+            raise FileExistsError(f"{folder}: there is something else in this folder ({path.name}); give another one")
+    return found

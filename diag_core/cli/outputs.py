@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..sinks import numbered_pngs
 from ..video import part_path
 from .request import VideoRequest
 
@@ -25,14 +26,16 @@ def output_paths(
     Args:
         out: a name ending in .mp4, numbered when there are several videos; or a folder (there already, or ending in a
             slash) in which they are named after prompt and seed; None is the folder `outputs`.
-        png: each is a folder of pictures, whose name has no ending.
+        png: each is a folder of pictures, whose name has no ending. A folder of numbered pictures that is there already
+            can be overwritten itself.
 
     Raises:
         ValueError: another ending.
-        OSError: a folder that cannot be written to. Nothing is created here.
+        OSError: a folder that cannot be written to, or overwritten. Nothing is created here.
     """
     ending = "" if png else ".mp4"
-    if out is None or out.endswith(("/", os.sep)) or Path(out).is_dir():
+    again = overwrite and png and len(requests) == 1 and out is not None and _is_png_sequence(Path(out))
+    if out is None or out.endswith(("/", os.sep)) or (Path(out).is_dir() and not again):
         folder = FOLDER if out is None else Path(out)
         wanted = [folder / f"{_slug(request.prompt_text())}-{request.seed}{ending}" for request in requests]
     else:
@@ -48,6 +51,8 @@ def output_paths(
     paths: list[Path] = []
     for path in wanted:
         paths.append(_free(path, paths, overwrite))
+        if png and paths[-1].exists():  # to be overwritten
+            numbered_pngs(paths[-1])
     return paths
 
 
@@ -85,6 +90,13 @@ def _free(path: Path, taken: Sequence[Path], overwrite: bool) -> Path:
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate
+
+
+def _is_png_sequence(folder: Path) -> bool:
+    try:
+        return bool(numbered_pngs(folder))
+    except OSError:
+        return False
 
 
 def check_writable(folder: Path) -> None:

@@ -61,6 +61,7 @@ class Plan:
     resume: Path | None
     png: bool
     """folders of pictures instead of video files"""
+    overwrite: bool
     interactive: bool
     """prompts come while the video is made"""
     slots: tuple[str, ...]
@@ -123,6 +124,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         save_state=options.save_state,
         resume=resume,
         png=options.png,
+        overwrite=options.overwrite,
         interactive=options.interactive,
         slots=tuple(options.slot or ()),
         mark_generated=options.mark_generated,

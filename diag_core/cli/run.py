@@ -139,7 +139,7 @@ def _result(out: Path, done: Progress) -> str:
 def _sink(plan: Plan, request: VideoRequest, out: Path) -> FrameSink:
     metadata = {"title": request.prompt_text(), **request.to_dict()}
     if plan.png:
-        return PngSequence(out, metadata=metadata, mark_generated=plan.mark_generated)
+        return PngSequence(out, replace=plan.overwrite, metadata=metadata, mark_generated=plan.mark_generated)
     return Mp4Writer(
         out, request.fps, request.width, request.height, metadata=metadata, mark_generated=plan.mark_generated
     )

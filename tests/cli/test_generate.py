@@ -10,7 +10,7 @@ import av
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import SETTINGS, decode, random_dit, random_vae, written
+from tiny_models import SETTINGS, decode, press_at, random_dit, random_vae, written
 
 from diag_core import SeededNoise
 from diag_core import generate as sample
@@ -114,6 +114,31 @@ def test_nothing_is_overwritten_unless_asked(generate):
     assert "note: a.mp4 is there already: this goes to a-3.mp4 (--overwrite replaces)" in result.err
     assert generate("--prompt", "a 1", "--out", "a.mp4", "--overwrite").code == 0
     assert torch.equal(decode("a.mp4"), decode("a-3.mp4"))
+
+
+@pytest.mark.parametrize("out", ["frames", "here/"])
+def test_a_folder_of_pictures_is_overwritten_when_asked(generate, out):
+    """Frames of the longer video before do not remain behind the new ones, nor what a killed process left."""
+    arguments = ("--prompt", "a 1", "--png", "--out", out, "--overwrite")
+    assert generate(*arguments, "--frames", 21).code == 0
+    folder = Path("frames") if out == "frames" else Path("here/a-1-0")
+    assert len(list(folder.iterdir())) == 21
+    first = (folder / "000001.png").read_bytes()
+    (folder / ".000022.png.0123abcd.part").touch()
+    result = generate(*arguments, "--frames", 9, "--kv-noise", 100, "--size", "48x32")
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in folder.iterdir()) == [f"{n:06d}.png" for n in range(1, 10)]
+    assert (folder / "000001.png").read_bytes() != first
+    assert len(list(Path().rglob("*.png"))) == 9  # and none elsewhere
+
+
+def test_pictures_stay_until_the_first_new_one_comes(generate, monkeypatch):
+    arguments = ("--prompt", "a 1", "--png", "--out", "frames", "--overwrite")
+    assert generate(*arguments).code == 0
+    with monkeypatch.context() as patch:
+        press_at(patch, 0)
+        assert generate(*arguments, "--frames", 5).code == 130
+    assert len(list(Path("frames").iterdir())) == 9
 
 
 def test_a_timeline_switches_at_its_time(generate):

@@ -92,6 +92,19 @@ def test_faults_are_found_before_anything_is_loaded(generate, early, arguments, 
     assert sorted(Path().iterdir()) == before
 
 
+@pytest.mark.parametrize("strange", ["notes.txt", "1.png", "000010.png/inside"])
+def test_a_folder_that_holds_something_else_is_not_overwritten(generate, early, strange):
+    folder = Path("o/a-1-0")
+    for name in ("000001.png", strange):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"mine")
+    before = sorted(Path().rglob("*"))
+    result = generate(*PROMPT, "--png", "--overwrite", "--out", "o/")
+    assert result.code == 2
+    assert f"something else in this folder ({strange.split('/')[0]})" in result.err
+    assert sorted(Path().rglob("*")) == before and (folder / "000001.png").read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
