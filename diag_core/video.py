@@ -7,12 +7,12 @@ Video and image files go through PyAV, imported when first used; PNG is written 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -282,32 +282,53 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         ValueError: it is no image.
         OSError: it cannot be read.
     """
-    return _decode(path, 1, "an image (a PNG or JPEG is best)")[0]
+    what = "an image (a PNG or JPEG is best)"
+    with _reading(path, what):
+        return _picture(next(_decoded(path, what)))
 
 
-def read_video(path: str | os.PathLike[str]) -> Tensor:
-    """All frames of a short video, uint8 [T,H,W,3].
+def read_video(path: str | os.PathLike[str], last: int | None = None) -> Tensor:
+    """The last `last` frames of a video, or all, uint8 [T,H,W,3]. Memory holds no others, however long the video is.
 
     Raises:
         ValueError: it is no video.
         OSError: it cannot be read.
     """
-    return _decode(path, None, "a video")
+    with _reading(path, "a video"):
+        frames = deque(_decoded(path, "a video"), maxlen=last)
+        return torch.stack([_picture(frames.popleft()) for _ in range(len(frames))])
 
 
-def _decode(path: str | os.PathLike[str], count: int | None, what: str) -> Tensor:
-    """The first `count` frames of a file, or all, uint8 [T,H,W,3]."""
-    av = _import_av()
-    with open(path, "rb") as file:
-        try:
-            with av.open(file) as container:
-                decoded = itertools.islice(container.decode(video=0), count)
-                frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in decoded]
-        except (av.error.FFmpegError, IndexError) as error:
-            raise ValueError(f"{path}: it cannot be read as {what}") from error
-    if not frames:
+def count_frames(path: str | os.PathLike[str]) -> int:
+    """How many frames `read_video` reads in all, keeping none of them. Raises as it does."""
+    # By decoding: what the header says need not be so.
+    with _reading(path, "a video"):
+        return sum(1 for _ in _decoded(path, "a video"))
+
+
+def _decoded(path: str | os.PathLike[str], what: str) -> Iterator[Any]:
+    """The frames of a file one by one, at least one."""
+    found = False
+    with open(path, "rb") as file, _import_av().open(file) as container:
+        for frame in container.decode(video=0):
+            found = True
+            yield frame
+    if not found:
         raise ValueError(f"{path}: it cannot be read as {what}: it holds no frame")
-    return torch.stack(frames)
+
+
+@contextlib.contextmanager
+def _reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    av = _import_av()
+    try:
+        yield
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path}: it cannot be read as {what}") from error
+
+
+def _picture(frame: Any) -> Tensor:
+    """uint8 [H,W,3]"""
+    return torch.from_numpy(frame.to_ndarray(format="rgb24"))
 
 
 def fit_image(image: Tensor, width: int, height: int) -> Tensor:

@@ -18,7 +18,17 @@ from torch import Tensor
 from diag_core.mp4_boxes import read_boxes
 from diag_core.mp4_file import Mp4File
 from diag_core.provenance import generated_xmp, xmp_box
-from diag_core.video import Mp4Writer, fit_image, frame_strip, part_path, read_image, to_uint8, write_png
+from diag_core.video import (
+    Mp4Writer,
+    count_frames,
+    fit_image,
+    frame_strip,
+    part_path,
+    read_image,
+    read_video,
+    to_uint8,
+    write_png,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -347,6 +357,20 @@ def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.png: it cannot be read as an image"):
         read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("last", [1, 4, 9, 20])
+def test_the_last_frames_of_a_video(tmp_path: Path, last: int):
+    write_video(tmp_path / "a.mp4", noise(9))
+    assert count_frames(tmp_path / "a.mp4") == 9
+    assert torch.equal(read_video(tmp_path / "a.mp4", last), read_video(tmp_path / "a.mp4")[-last:])
+
+
+def test_what_is_no_video_is_refused(tmp_path: Path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    for read in (read_video, count_frames):
+        with pytest.raises(ValueError, match=r"a\.mp4: it cannot be read as a video"):
+            read(tmp_path / "a.mp4")
 
 
 def test_an_image_covers_the_size_and_loses_its_edges():

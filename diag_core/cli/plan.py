@@ -18,7 +18,7 @@ from ..geometry import DEFAULT_FPS, latent_frames, latent_frames_for, pixel_fram
 from ..live import MAX_PREPARED
 from ..settings import CheckpointSettings
 from ..timeline_text import TimelineEntry, TimelineError, parse_timeline
-from ..video import read_video
+from ..video import count_frames
 from .outputs import VBENCH_COUNT, check_writable, output_paths, vbench_paths
 from .request import VideoRequest
 from .saved import latents_path, read_request
@@ -274,7 +274,7 @@ def _requests(
     if options.image:
         given_frames = settings.chunk_frames if options.image_mode == "repeat" else 1
     if options.video:
-        count = len(read_video(options.video))
+        count = count_frames(options.video)
         given_frames = latent_frames(usable_pixel_frames(count, settings.chunk_frames, settings.window_frames))
     first_seed = options.seed if options.seed is not None else before.seed if before else 0
     return [

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..demo_text import DemoTextEncoder
 from ..fast import accelerated, accelerated_decoder
+from ..geometry import pixel_frames
 from ..live import Switch
 from ..safetensors_file import replacing
 from ..sinks import FrameSink, PngSequence
@@ -79,7 +81,7 @@ def _run(plan: Plan) -> int:
         embeddings = encode(encoder, prompts)
     vae = load_vae(plan.vae, dtype=plan.dtype, device=plan.device)
     decoder = accelerated_decoder(vae, plan.fast)
-    pictures = read_image(plan.image)[None] if plan.image else read_video(plan.video) if plan.video else None
+    pictures = _given_pictures(plan)
     initial = None if pictures is None else start_latents(pictures, vae, plan.requests[0], plan.device)
 
     with deferred_interrupt() as check:
@@ -126,6 +128,13 @@ def _run(plan: Plan) -> int:
             if plan.signing is not None:
                 print(_sign(out, *plan.signing, request))
     return 0
+
+
+def _given_pictures(plan: Plan) -> Tensor | None:
+    """What the video begins with, uint8 [T,H,W,3]."""
+    if plan.image:
+        return read_image(plan.image)[None]
+    return read_video(plan.video, last=pixel_frames(plan.requests[0].given_frames)) if plan.video else None
 
 
 def _result(out: Path, done: Progress) -> str:

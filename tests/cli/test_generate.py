@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import SETTINGS, decode, press_at, random_dit, random_vae, written
 
-from diag_core import SeededNoise
+from diag_core import SeededNoise, video
 from diag_core import generate as sample
 from diag_core.attention import sdpa
 from diag_core.cli import models as cli_models
@@ -198,6 +199,52 @@ def test_a_video_goes_on_from_the_last_frames_of_another(generate):
     too_short = generate("--prompt", "a 2", "--video", "a.mp4", "--frames", 9, "--out", "c.mp4")
     assert too_short.code == 2 and "12 given latent frames count too" in too_short.err
     assert generate("--prompt", "a 2", "--video", "i.png", "--out", "c.mp4").code == 2
+
+
+def test_a_long_video_to_go_on_from_is_not_kept_in_memory(generate, monkeypatch):
+    assert generate("--prompt", "a 1", "--frames", 81, "--out", "a.mp4").code == 0
+    alive = most = decoded = 0
+
+    class Frame:
+        def __init__(self, frame):
+            nonlocal alive, most, decoded
+            self.frame = frame
+            alive, decoded = alive + 1, decoded + 1
+            most = max(most, alive)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+        def to_ndarray(self, **options):
+            return self.frame.to_ndarray(**options)
+
+    class Counting:
+        """A container whose decoded frames are counted as long as anyone holds them."""
+
+        def __init__(self, container):
+            self.container = container
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.container.close()
+
+        def decode(self, **options):
+            return map(Frame, self.container.decode(**options))
+
+    def open_counting(file, mode="r", **options):
+        container = av.open(file, mode, **options)
+        return Counting(container) if mode == "r" else container
+
+    stand_in = SimpleNamespace(open=open_counting, error=av.error, VideoFrame=av.VideoFrame, Packet=av.Packet)
+    monkeypatch.setattr(video, "_import_av", lambda: stand_in)
+    result = generate("--prompt", "a 2", "--video", "a.mp4", "--window", 6, "--frames", 33, "--out", "b.mp4")
+    assert result.code == 0, result.err
+    assert "21 of the pixel frames given" in result.out
+    assert decoded == 2 * 81  # counted, then read
+    assert 21 <= most <= 23 and alive == 0
 
 
 def test_the_same_seed_gives_the_same_video(generate):
