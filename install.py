@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -56,16 +58,45 @@ def place(name: str, file: str) -> Path:
 
 
 def download(name: str, models: Path) -> None:
-    """Fetches `name` and moves every file to where ComfyUI lists it. What has arrived is kept and gone on with."""
+    """Fetches `name` and moves every file to where ComfyUI lists it.
+
+    What has arrived is kept and gone on with; what is in its place already, and right, stays there.
+    """
     sys.path.insert(0, str(PACK))
+    from diag_core.cli.download import Report
     from diag_core.hub import download as fetch
 
-    result = fetch(name, target_dir=models / ".diagdistill" / name)
+    report = Report()
+    try:
+        result = fetch(
+            name,
+            target_dir=models / ".diagdistill" / name,
+            progress=report,
+            also_at=lambda file: models / place(name, file),
+        )
+    finally:
+        report.finish()
     for file in result.files:
-        target = models / place(name, file.name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(result.folder / file.name, target)
+        source, target = result.folder / file.name, models / place(name, file.name)
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            move(source, target)
         print(f"{file.sha256}  {target}")  # noqa: T201 - a command line
+
+
+def move(source: Path, target: Path) -> None:
+    """Also to another disk, where a folder of models may be: `target` is the whole file, or stays as it was."""
+    from diag_core.safetensors_file import replacing
+
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        print(f"copying to {target.parent}, on another disk", file=sys.stderr)  # noqa: T201
+        with open(source, "rb") as old, replacing(target) as new:
+            shutil.copyfileobj(old, new, 1 << 20)
+        source.unlink()
 
 
 def main() -> int:

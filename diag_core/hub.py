@@ -122,6 +122,15 @@ class _Job:
     folder: Path
     endpoint: str | None
     report: Progress
+    also_at: Callable[[str], Path] | None
+
+    def present(self, file: str, recorded: DownloadedFile | None, promised: str | None) -> DownloadedFile | None:
+        """The file, if it is there already and is what was recorded, or of the SHA-256 that is promised."""
+        for path in (self.folder / file, *((self.also_at(file),) if self.also_at else ())):
+            entry = _describe(file, path) if path.is_file() else None
+            if entry is not None and (entry == recorded or entry.sha256 == promised):
+                return entry
+        return None
 
 
 def record_path(folder: Path, name: str) -> Path:
@@ -136,6 +145,7 @@ def download(
     endpoint: str | None = None,
     files: Iterable[str] | None = None,
     progress: Progress | None = None,
+    also_at: Callable[[str], Path] | None = None,
 ) -> Download:
     """Fetch published weights into `target_dir`.
 
@@ -145,6 +155,7 @@ def download(
         endpoint: address of another server that answers like the original one, such as a mirror.
         files: the files wanted instead of the source's own: shell patterns, or for GitHub plain paths.
         progress: told of every block that arrives.
+        also_at: file -> a path where it may be already: what is right there is not fetched, and stays there.
 
     Raises:
         DownloadError: an unknown name, a library that is missing, no network, no such file, a wrong checksum.
@@ -155,7 +166,7 @@ def download(
     patterns = source.files if files is None else tuple(files)
     folder = Path(target_dir)
     report = progress or (lambda file, done, total: None)
-    job = _Job(name, source.repository, revision, patterns, folder, endpoint, report)
+    job = _Job(name, source.repository, revision, patterns, folder, endpoint, report, also_at)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         commit, fetched = _from_github(job) if source.github else _from_hub(job)
@@ -192,8 +203,8 @@ def _from_hub(job: _Job) -> tuple[str, tuple[DownloadedFile, ...]]:
     for file in _select(job, list(there)):
         path = job.folder / file
         promised = getattr(there[file].lfs, "sha256", None)  # of large files; small ones have none
-        entry = _describe(file, path) if path.is_file() else None
-        if entry is None or (entry.sha256 != promised and known.get(file) != entry):
+        entry = job.present(file, known.get(file), promised)
+        if entry is None:
             try:
                 url = huggingface_hub.hf_hub_url(job.repository, file, revision=commit, endpoint=job.endpoint)
                 location = huggingface_hub.get_hf_file_metadata(url).location
@@ -223,11 +234,12 @@ def _from_github(job: _Job) -> tuple[str, tuple[DownloadedFile, ...]]:
     for file in job.patterns:
         _check_name(file)
         path = job.folder / file
-        if not (path.is_file() and known.get(file) == _describe(file, path)):
+        entry = job.present(file, known.get(file), None)
+        if entry is None:
             _fetch(
                 f"{job.endpoint or _GITHUB_FILES}/{job.repository}/{commit}/{file}", {}, path, commit, file, job.report
             )
-        entry = _describe(file, path)
+            entry = _describe(file, path)
         job.report(file, entry.size, entry.size)
         fetched.append(entry)
     return commit, tuple(fetched)

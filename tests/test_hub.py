@@ -6,122 +6,24 @@ import builtins
 import hashlib
 import json
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_stand_in import COMMIT, StandIn, serving
 
 from diag_core import hub
 from diag_core.hub import SOURCES, DownloadError, download
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = bytes(range(256)) * 12_000  # 3 MB: several blocks
 CONFIG = b'{"dim": 128}'
 
 
-class StandIn(ThreadingHTTPServer):
-    """Answers as the hub does for a model's description and files, and as GitHub does for a commit and raw files."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
-        self.files: dict[str, bytes] = {}
-        self.sha256: dict[str, str] = {}
-        self.requests: list[tuple[str, str, str]] = []  # method, path, Range
-        self.tokens: list[tuple[str, str | None]] = []  # path, Authorization
-        self.break_after: int | None = None  # bytes of a file after which connections break
-        self.redirects = False  # whether files lie on another host
-
-    def answer(self, path: str) -> tuple[bytes, dict[str, str]] | None:
-        parts = path.split("?")[0].strip("/").split("/")
-        if parts[:2] == ["api", "models"] and parts[4:] in (["revision", "main"], ["revision", COMMIT]):
-            siblings = []
-            for name, content in self.files.items():
-                digest = self.sha256.get(name, hashlib.sha256(content).hexdigest())
-                lfs = {"sha256": digest, "size": len(content), "pointerSize": 134}
-                siblings.append({"rfilename": name, "size": len(content), "blobId": "b", "lfs": lfs})
-            body = {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
-            return json.dumps(body).encode(), {"Content-Type": "application/json"}
-        if parts[0] == "repos" and parts[3:] == ["commits", "main"]:
-            return COMMIT.encode(), {}
-        name = "/".join(parts[4:] if parts[2:3] == ["resolve"] else parts[3:])
-        if name in self.files and COMMIT in parts:
-            content = self.files[name]
-            return content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        return None
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: StandIn
-
-    def do_HEAD(self) -> None:
-        self.reply(body=False)
-
-    def do_GET(self) -> None:
-        self.reply(body=True)
-
-    def reply(self, *, body: bool) -> None:
-        wanted = self.headers.get("Range", "")
-        self.server.requests.append((self.command, self.path, wanted))
-        self.server.tokens.append((self.path, self.headers.get("Authorization")))
-        if self.server.redirects and "/resolve/" in self.path and self.headers["Host"].startswith("127.0.0.1"):
-            self.send_response(302)
-            elsewhere = self.server.endpoint.replace("127.0.0.1", "localhost")
-            for key, value in {"X-Repo-Commit": COMMIT, "ETag": '"x"', "Content-Length": "0"}.items():
-                self.send_header(key, value)
-            self.send_header("Location", f"{elsewhere}{self.path}?elsewhere")
-            self.end_headers()
-            return
-        found = self.server.answer(self.path)
-        if found is None:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.end_headers()
-            return
-        content, headers = found
-        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
-        if wanted and start >= len(content):
-            self.send_response(416)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if wanted else 200)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        if not body:
-            return
-        limit = self.server.break_after
-        if limit is not None and "ETag" in headers:
-            self.wfile.write(content[start:limit])
-            self.wfile.flush()
-            self.close_connection = True
-            self.connection.close()
-        else:
-            self.wfile.write(content[start:])
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[StandIn]:
-    with StandIn() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
+    with serving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -162,6 +64,24 @@ def test_what_is_there_is_not_fetched_again(repository: StandIn, tmp_path: Path)
     repository.requests.clear()
     assert download("wan-1.3b", target_dir=tmp_path, endpoint=repository.endpoint, revision=COMMIT).files == first.files
     assert not [path for method, path, _ in repository.requests if method == "GET" and "resolve" in path]
+
+
+def test_what_is_there_under_another_name_is_not_fetched_if_it_is_right(repository: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "my text encoder").write_bytes(b"text")
+    (tmp_path / "my vae").write_bytes(b"another vae")
+    names = {"models_t5_umt5-xxl-enc-bf16.pth": "my text encoder", "Wan2.1_VAE.pth": "my vae"}
+    result = download(
+        "wan-1.3b",
+        target_dir=tmp_path / "new",
+        endpoint=repository.endpoint,
+        files=list(names),
+        also_at=lambda file: tmp_path / names[file],
+    )
+    assert {file.name: file.size for file in result.files} == {name: len(repository.files[name]) for name in names}
+    fetched = [path for method, path, _ in repository.requests if method == "GET" and "resolve" in path]
+    assert len(fetched) == 1 and fetched[0].endswith("Wan2.1_VAE.pth")
+    assert (tmp_path / "my vae").read_bytes() == b"another vae"
+    assert (tmp_path / "new" / "Wan2.1_VAE.pth").read_bytes() == b"vae"
 
 
 def test_an_interrupted_download_goes_on_where_it_broke(repository: StandIn, tmp_path: Path) -> None:

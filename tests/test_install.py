@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
+from hub_stand_in import serving
 
+from diag_core import hub
 from diag_core.hub import SOURCES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,3 +73,99 @@ def test_a_wrong_name_or_folder_fetches_nothing(monkeypatch, capsys, tmp_path):
     assert install.main() == 2 and "choose one of" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["install.py", "--download", "taehv", "--models", str(tmp_path / "no")])
     assert install.main() == 2 and "--models" in capsys.readouterr().err
+
+
+TEXT, VAE, MODEL = "umt5_xxl_fp16", "wan_2.1_vae", "wan2.1_t2v_1.3B_bf16"
+PLACES = {TEXT: "text_encoders", VAE: "vae", MODEL: "diffusion_models"}
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """What answers `install.py --download`, into the folder models, which is there."""
+    (tmp_path / "models").mkdir()
+    with serving() as server:
+        server.files = {
+            f"split_files/{folder}/{name}.safetensors": name.encode() * 1000 for name, folder in PLACES.items()
+        }
+        monkeypatch.setattr(hub, "download", functools.partial(hub.download, endpoint=server.endpoint))
+        yield server
+
+
+@pytest.fixture
+def fetch(monkeypatch, tmp_path):
+    def run(name: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["install.py", "--download", name, "--models", str(tmp_path / "models")])
+        return install.main()
+
+    return run
+
+
+def arrived(models: Path) -> dict[str, bytes]:
+    """All files but those of the folder that things are fetched into."""
+    paths = [path for path in models.rglob("*") if path.is_file() and ".diagdistill" not in path.parts]
+    return {path.relative_to(models).as_posix(): path.read_bytes() for path in paths}
+
+
+def expected() -> dict[str, bytes]:
+    return {f"{folder}/{name}.safetensors": name.encode() * 1000 for name, folder in PLACES.items()}
+
+
+def test_weights_arrive_in_their_folders_and_progress_is_said(server, fetch, tmp_path, capsys):
+    assert fetch("comfyui-1.3b") == 0
+    assert arrived(tmp_path / "models") == expected()
+    assert not list((tmp_path / "models").rglob("*.part"))
+    out, err = capsys.readouterr()
+    assert out.count("safetensors\n") == 3
+    assert all(f"{name}.safetensors: " in err for name in PLACES)
+
+
+def test_what_is_in_its_place_is_not_fetched_again(server, fetch, tmp_path):
+    """Neither by a second run nor by a download that shares files with the first; what is wrong there is replaced."""
+    assert fetch("comfyui-1.3b") == 0
+    (tmp_path / "models" / "vae" / f"{VAE}.safetensors").write_bytes(b"damaged")
+    server.requests.clear()
+    assert fetch("comfyui-1.3b") == 0
+    fetched = [path for method, path, _ in server.requests if method == "GET" and "resolve" in path]
+    assert [Path(path).stem for path in fetched] == [VAE]
+    assert arrived(tmp_path / "models") == expected()
+    server.files[f"split_files/text_encoders/{TEXT.replace('fp16', 'fp8_e4m3fn_scaled')}.safetensors"] = b"half"
+    server.requests.clear()
+    assert fetch("comfyui-encoders") == 0
+    fetched = [path for method, path, _ in server.requests if method == "GET" and "resolve" in path]
+    assert [Path(path).stem for path in fetched] == ["umt5_xxl_fp8_e4m3fn_scaled"]
+
+
+@pytest.fixture
+def disks(monkeypatch):
+    """The folder that things are fetched into is on another disk than the models folders."""
+    replace = os.replace
+
+    def on_two_disks(source, target):
+        if (".diagdistill" in Path(source).parts) != (".diagdistill" in Path(target).parts):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", on_two_disks)
+    monkeypatch.setattr(os, "rename", on_two_disks)
+
+
+def test_models_on_another_disk(server, fetch, disks, tmp_path, capsys):
+    assert fetch("comfyui-1.3b") == 0
+    assert arrived(tmp_path / "models") == expected()
+    assert "vae, on another disk" in capsys.readouterr().err
+    assert not list((tmp_path / "models" / ".diagdistill").rglob("*.safetensors"))
+
+
+def test_a_copy_that_fails_leaves_no_part_and_is_made_by_the_next_run(server, fetch, disks, tmp_path, monkeypatch):
+    def full(old, new, length):
+        new.write(old.read(10))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(install.shutil, "copyfileobj", full)
+        assert fetch("comfyui-1.3b") == 1
+    assert arrived(tmp_path / "models") == {}
+    server.requests.clear()
+    assert fetch("comfyui-1.3b") == 0
+    assert arrived(tmp_path / "models") == expected()
+    assert not [path for method, path, _ in server.requests if method == "GET" and "resolve" in path]

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         for name, source in SOURCES.items():
             print(f"{name:<{width}}  {source.repository}: {', '.join(source.files)}")
         return 0
-    report = _Report()
+    report = Report()
     try:
         result = download(
             options.name,
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-class _Report:
+class Report:
     """A line a file: drawn over on a terminal, elsewhere one when a file is complete."""
 
     def __init__(self) -> None:
