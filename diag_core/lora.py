@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class Lora:
                 raise CheckpointError(f"two of its tensors are the {part} part of {key!r}: {name!r} is one of them")
             else:
                 parts[key][part] = tensor
-        if unused or not parts:
+        if unused:
             raise CheckpointError(_unused_message(unused, len(self.tensors)))
         return {key: self._change(key, own, targets[key]) for key, own in parts.items()}
 
@@ -140,23 +140,6 @@ def open_lora(path: str | Path) -> Lora:
     return Lora({name: weights.read(name) for name in weights.specs}, scale)
 
 
-def merge_lora(
-    state_dict: MutableMapping[str, Tensor], lora: Lora | Mapping[str, Tensor], strength: float = 1.0
-) -> int:
-    """Merge a LoRA into tensors by original key, in place; the number of tensors changed is returned.
-
-    Raises:
-        CheckpointError: see `Lora.changes`. Nothing has been changed then.
-    """
-    check_strength(strength)
-    lora = lora if isinstance(lora, Lora) else Lora(lora)
-    changes = lora.changes(state_dict)
-    with torch.no_grad():
-        for key, change in changes.items():
-            state_dict[key].copy_(change.added_to(state_dict[key], strength))
-    return len(changes)
-
-
 def check_strength(strength: float) -> None:
     """Raises ValueError unless it is a finite number; below 0 a LoRA is taken away."""
     if not math.isfinite(strength):
@@ -202,8 +185,6 @@ def _part_of(name: str, modules: Mapping[str, str]) -> tuple[str, str] | None:
 
 
 def _unused_message(unused: list[str], count: int) -> str:
-    if not unused:
-        return "it holds no LoRA weights. Give a LoRA file"
     rest = "" if len(unused) <= _LISTED else f", and {len(unused) - _LISTED} more"
     return (
         f"{len(unused)} of its {count} keys fit nothing in this model: {', '.join(unused[:_LISTED])}{rest}. It belongs "

@@ -29,19 +29,9 @@ def shift_sigma(s: FloatOrTensor, shift: float) -> FloatOrTensor:
     return shift * s / (shift * s + (1 - s))
 
 
-def unshift_sigma(sigma: FloatOrTensor, shift: float) -> FloatOrTensor:
-    """Sigma 0..1 -> schedule fraction 0..1, the inverse of `shift_sigma`."""
-    return sigma / (sigma + shift * (1 - sigma))
-
-
 def sigma_from_schedule_timestep(t: FloatOrTensor, shift: float) -> FloatOrTensor:
     """Schedule timestep 0..1000 (before the shift) -> sigma 0..1."""
     return shift_sigma(t / SCHEDULE_TIMESTEPS, shift)
-
-
-def schedule_timestep_from_sigma(sigma: FloatOrTensor, shift: float) -> FloatOrTensor:
-    """Sigma 0..1 -> schedule timestep 0..1000 (before the shift)."""
-    return unshift_sigma(sigma, shift) * SCHEDULE_TIMESTEPS
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
@@ -54,12 +44,6 @@ def x0_from_flow(x: Tensor, flow: Tensor, sigma: float | Tensor) -> Tensor:
     """x - sigma flow: the clean latents that `flow` points at. Float32 at least inside, returned in x's dtype."""
     x_wide, flow_wide, sigma = _widen(x, flow, sigma)
     return (x_wide - sigma * flow_wide).to(x.dtype)
-
-
-def flow_from_x0(x: Tensor, x0: Tensor, sigma: float | Tensor) -> Tensor:
-    """(x - x0) / sigma for sigma > 0, the inverse of `x0_from_flow`. Float32 at least inside, returned in x's dtype."""
-    x_wide, x0_wide, sigma = _widen(x, x0, sigma)
-    return ((x_wide - x0_wide) / sigma).to(x.dtype)
 
 
 def _widen(a: Tensor, b: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor, float | Tensor]:

@@ -55,7 +55,6 @@ class Shaped(Protocol):
     def shape(self) -> Any: ...
 
 
-Value = TypeVar("Value")
 AnyShaped = TypeVar("AnyShaped", bound=Shaped)
 
 
@@ -130,30 +129,14 @@ def original_names(names: Collection[str]) -> dict[str, str]:
     return found
 
 
-def original_state_dict(checkpoint: Mapping[str, Any], which: str | None = None) -> dict[str, torch.Tensor]:
-    """Tensors by original keys, from any wrapper and naming this module knows."""
-    tensors, _ = unwrap(checkpoint, which)
-    return {key: tensors[name] for key, name in original_names(tensors).items()}
-
-
 def to_diffusers_name(name: str) -> str:
-    """Original key -> the key of diffusers' WanTransformer3DModel; an unknown one stays as it is."""
+    """Original key -> the key of diffusers' WanTransformer3DModel, whose tensors are the same; an unknown one stays."""
     return _rename(name, _TOP_MODULES, _BLOCK_MODULES)
 
 
 def from_diffusers_name(name: str) -> str:
     """The inverse of `to_diffusers_name`."""
     return _rename(name, _TOP_BACK, _BLOCK_BACK)
-
-
-def to_diffusers(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """Original keys -> diffusers'. Tensors are the same in both: only names differ."""
-    return {to_diffusers_name(name): value for name, value in state_dict.items()}
-
-
-def from_diffusers(state_dict: Mapping[str, Value]) -> dict[str, Value]:
-    """Diffusers' keys -> original ones."""
-    return {from_diffusers_name(name): value for name, value in state_dict.items()}
 
 
 def infer_config(tensors: Mapping[str, Shaped], known: Mapping[str, Any] | None = None) -> WanConfig:

@@ -29,7 +29,7 @@ from diag_core.checkpoint import (
     read_settings,
     save_dit,
 )
-from diag_core.state_dict import to_diffusers
+from diag_core.state_dict import to_diffusers_name
 
 TINY = WanConfig(dim=128, ffn_dim=40, num_heads=1, num_layers=2, in_dim=4, out_dim=4, freq_dim=8, text_dim=4096)
 SETTINGS = PRESETS["diagdistill"]
@@ -57,6 +57,10 @@ def save_shards(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]
     index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
     (folder / "a.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {to_diffusers_name(name): tensor for name, tensor in tensors.items()}
 
 
 def write_diffusers(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The shift against METHOD.md's numbers, and the maps between x0, noise, x and flow as inverses of one another."""
+"""The shift against METHOD.md's numbers, and the maps between x0, noise, x and flow."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 
 from diag_core.noise_schedule import (
     add_noise,
-    flow_from_x0,
-    schedule_timestep_from_sigma,
     shift_sigma,
     sigma_from_schedule_timestep,
-    unshift_sigma,
     x0_from_flow,
 )
 
@@ -27,23 +24,16 @@ def test_shift_5_gives_the_published_timesteps():
 
 
 @given(fractions, shifts)
-def test_shift_is_the_usual_formula_and_unshift_undoes_it(s, shift):
+def test_shift_is_the_usual_formula(s, shift):
     sigma = shift_sigma(s, shift)
     assert 0.0 <= sigma <= 1.0
     assert sigma == pytest.approx(shift * s / (1 + (shift - 1) * s), abs=1e-12)
-    assert unshift_sigma(sigma, shift) == pytest.approx(s, abs=1e-12)
 
 
 @given(shifts)
 def test_the_ends_are_fixed_exactly(shift):
     for end in (0.0, 1.0):
         assert shift_sigma(end, shift) == end
-        assert unshift_sigma(end, shift) == end
-
-
-@given(st.floats(0.0, 1000.0), shifts)
-def test_schedule_timesteps_round_trip(t, shift):
-    assert schedule_timestep_from_sigma(sigma_from_schedule_timestep(t, shift), shift) == pytest.approx(t, abs=1e-8)
 
 
 def test_shift_takes_tensors_as_well():
@@ -52,13 +42,12 @@ def test_shift_takes_tensors_as_well():
 
 
 @pytest.mark.parametrize("sigma", [0.3, torch.tensor([0.1, 0.9]).view(2, 1, 1, 1, 1), torch.rand(2, 1, 3, 1, 1) + 0.1])
-def test_flow_and_x0_are_two_views_of_one_noised_sample(sigma):
+def test_the_flow_of_a_noised_sample_leads_to_its_x0(sigma):
     generator = torch.Generator().manual_seed(0)
     x0, noise = torch.randn(2, 2, 4, 3, 2, 2, generator=generator).unbind()
     x = add_noise(x0, noise, sigma)
     torch.testing.assert_close(x, x0 + sigma * (noise - x0))
     torch.testing.assert_close(x0_from_flow(x, noise - x0, sigma), x0)
-    torch.testing.assert_close(flow_from_x0(x, x0, sigma), noise - x0, atol=1e-5, rtol=1e-5)
 
 
 def test_the_ends_of_add_noise_are_exact():
