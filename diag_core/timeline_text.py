@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .geometry import DEFAULT_FPS, TIME_STRIDE, latent_frame_at, latent_frame_of
 
@@ -103,6 +103,11 @@ def latent_frame_of_time(time: str, fps: float = DEFAULT_FPS, chunk_frames: int 
     if match is None:
         raise TimelineError(f"'{time}' is no time; write one such as 2.5s: {_UNIT_HELP}")
     return _latent_frame(_Piece(text, 1, 1, match), fps, chunk_frames)
+
+
+def one_line(entry: TimelineEntry) -> TimelineEntry:
+    """The same with single blanks for all spacing: prompt encoders do not see it, and the text form cannot hold it."""
+    return replace(entry, prompt=" ".join(entry.prompt.split()))
 
 
 def format_timeline(entries: list[TimelineEntry]) -> str:

@@ -19,6 +19,7 @@ from comfy.cli_args import args
 from ..diag_core.live import Switch
 from ..diag_core.pipeline import VideoPipeline
 from ..diag_core.safetensors_file import replacing
+from ..diag_core.timeline_text import format_timeline, one_line
 from ..diag_core.vae import VideoVAE
 from ..diag_core.video import Mp4Writer
 from .comfy_sampler import Chunks
@@ -53,7 +54,7 @@ class NewFile:
 
 def as_timeline(switches: Sequence[Switch]) -> str:
     """A time and a prompt a line: the text of a Prompt Timeline, but for the prompt that the video began with."""
-    return "\n".join(f"{entry.label}: {entry.prompt}" for entry in (switch.entry() for switch in switches))
+    return format_timeline([one_line(switch.entry()) for switch in switches])
 
 
 class PromptKeeper:

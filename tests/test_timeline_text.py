@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from diag_core.timeline_text import TimelineEntry, TimelineError, format_timeline, parse_timeline
+from diag_core.timeline_text import TimelineEntry, TimelineError, format_timeline, one_line, parse_timeline
 
 
 def read(text: str, **options) -> list[tuple[int, str]]:
@@ -145,6 +145,13 @@ def test_any_prompt_of_one_line_can_be_written_and_read(first, second):
 
 prompt_text = st.text(alphabet="ab 3;:.f", min_size=1, max_size=12)
 times = st.lists(st.integers(1, 200), unique=True, max_size=4).map(sorted)
+
+
+@given(st.text(min_size=1).filter(lambda text: not text.isspace()))
+@example("a cat;\n 3s: no time;")
+def test_any_prompt_can_be_written_on_one_line(prompt):
+    (read,) = parse_timeline(format_timeline([one_line(TimelineEntry(0, prompt, "0s"))]))
+    assert read.prompt.split() == prompt.split()
 
 
 @given(times, st.sampled_from(["s", "f", "lf", "c"]), st.sampled_from(["\n", "; ", " ;\n"]), st.data())

@@ -17,7 +17,7 @@ from ..live import Switch
 from ..safetensors_file import replacing
 from ..sinks import FrameSink, PngSequence
 from ..text import TextEncoder
-from ..timeline_text import format_timeline
+from ..timeline_text import format_timeline, one_line
 from ..video import Mp4Writer, read_image, read_video
 from .interactive import Console, live_prompts
 from .interrupt import deferred_interrupt
@@ -183,11 +183,9 @@ def _as_shown(request: VideoRequest, log: Sequence[Switch]) -> VideoRequest:
 
 def _write_timeline(out: Path, request: VideoRequest) -> Path:
     """All prompts, beside the video: with the seed they make it again."""
-    # Prompt encoders do not see the spacing, and the text form cannot hold all of it.
-    entries = [dataclasses.replace(entry, prompt=" ".join(entry.prompt.split())) for entry in request.entries]
     path = out.with_suffix(".timeline.txt")
     with replacing(path) as file:
-        file.write(f"{format_timeline(entries)}\n".encode())
+        file.write(f"{format_timeline([one_line(entry) for entry in request.entries])}\n".encode())
     return path
 
 

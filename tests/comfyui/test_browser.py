@@ -212,6 +212,22 @@ def test_enter_ends_an_edit_of_the_timeline_but_not_while_a_character_is_compose
     assert not edited.evaluate("(field) => document.activeElement === field")
 
 
+def test_a_semicolon_that_a_time_follows_stays_in_its_prompt(tab):
+    tab.open_template("Prompt timeline")
+    tab.page.evaluate(
+        "([kind, text]) => { const node = app.graph.nodes.find((n) => n.type === kind);"
+        " const widget = node.widgets.find((w) => w.name === 'text');"
+        " widget.value = text; widget.callback?.(text, app.canvas, node) }",
+        [TIMELINE, "0s: a cat\\; 3s: no time\n5s: a dog"],
+    )
+    tab.show([TIMELINE])
+    fields = tab.page.locator(".ddx-row textarea")
+    assert [fields.nth(i).input_value() for i in range(fields.count())] == ["a cat; 3s: no time", "a dog"]
+    fields.nth(1).fill("a fox; a hen; 4s: no time either")
+    text = "0s: a cat\\; 3s: no time\n5s: a fox; a hen\\; 4s: no time either"
+    assert tab.widget(TIMELINE, "text") == text
+
+
 def test_a_new_user_opens_the_demo_runs_it_and_sees_a_playing_video(tab, tmp_path):
     tab.open_template("Demo on CPU")
     tab.show()

@@ -9,7 +9,9 @@ import "./style.js";
 
 const TEXT_SHOWN = "diagdistill_text"; // a property of the node, so that it is saved and undone with it
 const SIZE = [440, 430];
-const oneLine = (prompt) => prompt.replace(/\s*\n\s*/g, " ").trim();
+// In the text a ";" that a time follows begins an entry, and one at the end is dropped, unless it is written "\;".
+const oneLine = (prompt) =>
+  prompt.replace(/\s*\n\s*/g, " ").trim().replace(/;(?=\s*\d[\d.]*\s*[a-z]*\s*:)/gi, "\\;");
 
 class TimelineEditor {
   constructor(node) {
