@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from diag_core import WanConfig
 from diag_core.checkpoint import CheckpointSettings
@@ -13,44 +12,25 @@ from ..data.paths import MovingDigitsConfig
 from ..stages.autoencoder import AutoencoderConfig
 from .teacher import FlowMatchingRecipe
 
-
-def _looks(**changes: Any) -> FlowMatchingRecipe:
-    """First latent frames alone."""
-    recipe = FlowMatchingRecipe(seed=0, image_steps=1500, video_steps=0, cooldown=0.2)
-    return replace(recipe, **changes)
-
-
-def _motion(**changes: Any) -> FlowMatchingRecipe:
-    """Five latent frames of a video, and whole ones now and then."""
-    recipe = FlowMatchingRecipe(
-        seed=1, image_steps=0, video_steps=2800, image_every=4, sparse_of=(5, 6), sparse_stride=5, sparse_batch=48,
-        cooldown=0.2,
-    )  # fmt: skip
-    return replace(recipe, **changes)
-
-
-def _videos(**changes: Any) -> FlowMatchingRecipe:
-    """Whole videos and five frames of them in turn."""
-    recipe = FlowMatchingRecipe(
-        seed=2, image_steps=0, video_steps=3600, image_every=8, sparse_of=(1, 2), sparse_stride=5, sparse_batch=48,
-        cooldown=0.4,
-    )  # fmt: skip
-    return replace(recipe, **changes)
-
-
-def _whole(**changes: Any) -> FlowMatchingRecipe:
-    """Whole videos, and hardly anything else."""
-    recipe = FlowMatchingRecipe(seed=3, image_steps=0, video_steps=1900, image_every=16, cooldown=0.7)
-    return replace(recipe, **changes)
-
-
-def _teacher(**changes: Any) -> FlowMatchingRecipe:
-    """Whole videos and every third frame of them in turn."""
-    recipe = FlowMatchingRecipe(
-        seed=4, image_steps=0, video_steps=4600, image_every=16, sparse_of=(1, 2), sparse_stride=3, sparse_batch=36,
-        cooldown=0.5,
-    )  # fmt: skip
-    return replace(recipe, **changes)
+# The parts of the teacher's training. First latent frames alone:
+_LOOKS = FlowMatchingRecipe(seed=0, image_steps=1500, video_steps=0, cooldown=0.2, compiled=True)
+# Five latent frames of a video, and first ones now and then:
+_MOTION = FlowMatchingRecipe(
+    seed=1, image_steps=0, video_steps=2800, image_every=4, sparse_of=(5, 6), sparse_stride=5, sparse_batch=48,
+    cooldown=0.2, compiled=True,
+)  # fmt: skip
+# Whole videos and five frames of them in turn:
+_VIDEOS = FlowMatchingRecipe(
+    seed=2, image_steps=0, video_steps=3600, image_every=8, sparse_of=(1, 2), sparse_stride=5, sparse_batch=48,
+    cooldown=0.4, compiled=True,
+)  # fmt: skip
+# Whole videos, and hardly anything else:
+_WHOLE = FlowMatchingRecipe(seed=3, image_steps=0, video_steps=1900, image_every=16, cooldown=0.7, compiled=True)
+# Whole videos and every third frame of them in turn:
+_TEACHER = FlowMatchingRecipe(
+    seed=4, image_steps=0, video_steps=4600, image_every=16, sparse_of=(1, 2), sparse_stride=3, sparse_batch=36,
+    cooldown=0.5, compiled=True,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +48,16 @@ class ToyRecipe:
     videos_a_shard: int = 1000
     image_shards: int = 15
     images_a_shard: int = 10_000
-    looks: FlowMatchingRecipe = field(default_factory=lambda: _looks(compiled=True))
+    looks: FlowMatchingRecipe = _LOOKS
     """the teacher's first part, what things look like: single latent frames"""
-    motion: FlowMatchingRecipe = field(default_factory=lambda: _motion(compiled=True))
+    motion: FlowMatchingRecipe = _MOTION
     """its second, where they go and what belongs to which digit: few frames of a video; begins with the weights of
     `looks`"""
-    videos: FlowMatchingRecipe = field(default_factory=lambda: _videos(compiled=True))
+    videos: FlowMatchingRecipe = _VIDEOS
     """its third, whole videos as well; begins with the weights of `motion`"""
-    whole: FlowMatchingRecipe = field(default_factory=lambda: _whole(compiled=True))
+    whole: FlowMatchingRecipe = _WHOLE
     """its fourth, whole videos alone; begins with the weights of `videos`"""
-    teacher: FlowMatchingRecipe = field(default_factory=lambda: _teacher(compiled=True))
+    teacher: FlowMatchingRecipe = _TEACHER
     """its last, where motions end, whose result is the teacher; begins with the weights of `whole`"""
     settings: CheckpointSettings = field(
         default_factory=lambda: CheckpointSettings(
@@ -150,17 +130,11 @@ def toy_accelerator() -> ToyRecipe:
         autoencoder=AutoencoderConfig(data=data, steps=4000, pixel_frames=416),
         video_shards=40,
         image_shards=24,
-        looks=_looks(model=model, image_steps=3000, learning_rate=6e-4, compiled=True),
-        motion=_motion(
-            model=model, video_steps=4000, video_batch=24, sparse_batch=96, learning_rate=6e-4, compiled=True
-        ),
-        videos=_videos(
-            model=model, video_steps=3000, video_batch=24, sparse_batch=96, learning_rate=6e-4, compiled=True
-        ),
-        whole=_whole(model=model, video_steps=1500, video_batch=24, learning_rate=6e-4, compiled=True),
-        teacher=_teacher(
-            model=model, video_steps=3000, video_batch=24, sparse_batch=72, learning_rate=6e-4, compiled=True
-        ),
+        looks=replace(_LOOKS, model=model, image_steps=3000, learning_rate=6e-4),
+        motion=replace(_MOTION, model=model, video_steps=4000, video_batch=24, sparse_batch=96, learning_rate=6e-4),
+        videos=replace(_VIDEOS, model=model, video_steps=3000, video_batch=24, sparse_batch=96, learning_rate=6e-4),
+        whole=replace(_WHOLE, model=model, video_steps=1500, video_batch=24, learning_rate=6e-4),
+        teacher=replace(_TEACHER, model=model, video_steps=3000, video_batch=24, sparse_batch=72, learning_rate=6e-4),
         evaluation_seeds=(0, 1, 2),
     )
 
@@ -168,7 +142,7 @@ def toy_accelerator() -> ToyRecipe:
 def toy_smoke() -> ToyRecipe:
     """Every stage for a few steps: proves that they fit together, learns nothing."""
     model = WanConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=1, text_len=32)
-    few = {"video_batch": 2, "sparse_batch": 2, "save_every": 1, "log_every": 2}
+    few = {"video_batch": 2, "sparse_batch": 2, "save_every": 1, "log_every": 2, "compiled": False}
     return ToyRecipe(
         autoencoder=AutoencoderConfig(steps=2, pixel_frames=18),
         classifier=ClassifierConfig(steps=2, batch=8),
@@ -176,11 +150,11 @@ def toy_smoke() -> ToyRecipe:
         videos_a_shard=8,
         image_shards=1,
         images_a_shard=16,
-        looks=_looks(model=model, image_steps=3, image_batch=4, save_every=1, log_every=2),
-        motion=_motion(model=model, video_steps=5, image_every=3, image_batch=4, **few),
-        videos=_videos(model=model, video_steps=3, image_batch=4, **few),
-        whole=_whole(model=model, video_steps=3, image_batch=4, **few),
-        teacher=_teacher(model=model, video_steps=3, image_batch=4, **few),
+        looks=replace(_LOOKS, model=model, image_steps=3, image_batch=4, save_every=1, log_every=2, compiled=False),
+        motion=replace(_MOTION, model=model, video_steps=5, image_every=3, image_batch=4, **few),
+        videos=replace(_VIDEOS, model=model, video_steps=3, image_batch=4, **few),
+        whole=replace(_WHOLE, model=model, video_steps=3, image_batch=4, **few),
+        teacher=replace(_TEACHER, model=model, video_steps=3, image_batch=4, **few),
         settings=replace(ToyRecipe().settings, schedule="1"),
         sample_every=2,
         sample_steps=1,
