@@ -20,8 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 FOUND: dict[str, Any] = {}
 
 
-def load_pack() -> None:
-    """The pack under the name `pack`, as ComfyUI imports it."""
+def load_pack(comfyui: str) -> None:
+    """The pack under the name `pack`, as the ComfyUI of this folder imports it; on the CPU, in one thread."""
+    sys.argv = [sys.argv[0], "--cpu"]
+    sys.path.insert(0, comfyui)
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import torch
+
+    torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("pack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
     assert spec is not None and spec.loader is not None
     sys.modules["pack"] = importlib.util.module_from_spec(spec)
@@ -43,16 +51,9 @@ class Said(logging.Handler):
 
 
 def main(comfyui: str) -> None:
-    sys.argv = [sys.argv[0], "--cpu"]
-    sys.path.insert(0, comfyui)
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    load_pack(comfyui)
     import comfy.model_management
     import torch
-
-    torch.set_num_threads(1)
-    load_pack()
     from pack.diag_core import WanConfig, WanDiT
     from pack.diag_core.fast import FastDiT
     from pack.diag_core.settings import CheckpointSettings

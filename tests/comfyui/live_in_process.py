@@ -14,16 +14,9 @@ from fast_in_process import load_pack
 
 
 def main(comfyui: str) -> None:
-    sys.argv = [sys.argv[0], "--cpu"]
-    sys.path.insert(0, comfyui)
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    load_pack(comfyui)
     import comfy.model_management
     import torch
-
-    torch.set_num_threads(1)
-    load_pack()
     from pack.diag_core import WanConfig, WanDiT
     from pack.nodes import comfy_bridge, live
     from pack.nodes.choice import CUSTOM, SamplingChoice

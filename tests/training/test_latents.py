@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diag_core.vae.tiny import TinyVAE
-from training.data.latents import indices_to_scenes, load_latents, make_shard, scenes_to_indices
+from training.data.latents import Shard, indices_to_scenes, load_latents, make_shard, scenes_to_indices
 from training.data.moving_digits import MovingDigitsConfig, draw_clips
 from training.data.prompts import parse, sample_scene
 from training.io import load_tensors
@@ -33,8 +33,8 @@ def test_scenes_survive_as_indices() -> None:
 
 def test_shards_hold_what_their_prompts_say(tmp_path: Path, vae: TinyVAE) -> None:
     for number in range(2):
-        make_shard("videos", number, folder=tmp_path, vae=vae, seed=0, size=3, data=SHORT)
-        make_shard("first_frames", number, folder=tmp_path, vae=vae, seed=0, size=5, data=SHORT)
+        make_shard(Shard(kind="videos", number=number, seed=0, size=3, data=SHORT), tmp_path, vae)
+        make_shard(Shard(kind="first_frames", number=number, seed=0, size=5, data=SHORT), tmp_path, vae)
     latents = load_latents(tmp_path)
     assert latents.videos.shape == (6, 16, 3, 8, 8)
     assert latents.first_frames.shape == (10, 16, 8, 8)
@@ -51,37 +51,38 @@ def test_shards_hold_what_their_prompts_say(tmp_path: Path, vae: TinyVAE) -> Non
 
 def test_shards_are_a_function_of_their_number(tmp_path: Path, vae: TinyVAE) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    make_shard("videos", 1, folder=one, vae=vae, seed=0, size=2, data=SHORT)
-    make_shard("videos", 0, folder=two, vae=vae, seed=0, size=2, data=SHORT)
-    path = make_shard("videos", 1, folder=two, vae=vae, seed=0, size=2, data=SHORT)
+    make_shard(Shard(kind="videos", number=1, seed=0, size=2, data=SHORT), one, vae)
+    make_shard(Shard(kind="videos", number=0, seed=0, size=2, data=SHORT), two, vae)
+    path = make_shard(Shard(kind="videos", number=1, seed=0, size=2, data=SHORT), two, vae)
     alone, beside = load_tensors(one / path.name), load_tensors(path)
     assert alone[1] == beside[1]
     assert all(torch.equal(alone[0][name], beside[0][name]) for name in ("latents", "attributes"))
     before = path.stat().st_mtime_ns
-    assert make_shard("videos", 1, folder=two, vae=vae, seed=0, size=2, data=SHORT).stat().st_mtime_ns == before
+    assert make_shard(Shard(kind="videos", number=1, seed=0, size=2, data=SHORT), two, vae).stat().st_mtime_ns == before
 
 
 def test_two_digits_are_as_frequent_as_asked_for(tmp_path: Path, vae: TinyVAE) -> None:
     for pairs in (0.0, 1.0):
-        path = make_shard("first_frames", 0, folder=tmp_path / str(pairs), vae=vae, seed=0, size=20, pairs=pairs)
+        shard = Shard(kind="first_frames", number=0, seed=0, size=20, pairs=pairs)
+        path = make_shard(shard, tmp_path / str(pairs), vae)
         scenes = indices_to_scenes(load_tensors(path)[0]["attributes"])
         assert {len(scene.movers) for scene in scenes} == {1 + int(pairs)}
 
 
 def test_shards_that_were_made_otherwise_are_not_taken(tmp_path: Path, vae: TinyVAE) -> None:
-    make_shard("first_frames", 0, folder=tmp_path, vae=vae, seed=0, size=2, pairs=0.2)
+    make_shard(Shard(kind="first_frames", number=0, seed=0, size=2, pairs=0.2), tmp_path, vae)
     with pytest.raises(ValueError, match=r"_0000\.safetensors was made with pairs 0\.2, now it is 0\.6"):
-        make_shard("first_frames", 0, folder=tmp_path, vae=vae, seed=0, size=2, pairs=0.6)
+        make_shard(Shard(kind="first_frames", number=0, seed=0, size=2, pairs=0.6), tmp_path, vae)
     with pytest.raises(ValueError, match=r"was made with data\.num_pixel_frames 81, now it is 9"):
-        make_shard("first_frames", 0, folder=tmp_path, vae=vae, seed=0, size=2, pairs=0.2, data=SHORT)
+        make_shard(Shard(kind="first_frames", number=0, seed=0, size=2, pairs=0.2, data=SHORT), tmp_path, vae)
     other = copy.deepcopy(vae)
     torch.nn.init.zeros_(next(other.parameters()))
     with pytest.raises(ValueError, match="was made with vae"):
-        make_shard("first_frames", 0, folder=tmp_path, vae=other, seed=0, size=2, pairs=0.2)
+        make_shard(Shard(kind="first_frames", number=0, seed=0, size=2, pairs=0.2), tmp_path, other)
 
 
 def test_wrong_use_is_refused(tmp_path: Path, vae: TinyVAE) -> None:
     with pytest.raises(ValueError, match="unknown kind of latents 'frames'"):
-        make_shard("frames", 0, folder=tmp_path, vae=vae, seed=0)
+        make_shard(Shard(kind="frames", number=0, seed=0), tmp_path, vae)
     with pytest.raises(ValueError, match="no videos_"):
         load_latents(tmp_path)

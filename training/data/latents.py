@@ -16,7 +16,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -102,87 +102,74 @@ def indices_to_scenes(indices_N13: torch.Tensor) -> list[Scene]:
     return scenes
 
 
-@torch.inference_mode()
-def make_shard(
-    kind: str,
-    number: int,
-    *,
-    folder: str | Path,
-    vae: TinyVAE,
-    seed: int,
-    size: int | None = None,
-    split: str = "train",
-    data: MovingDigitsConfig | None = None,
-    pairs: float = PAIR_FRACTION,
-) -> Path:
-    """Render and encode shard `number` of `kind` ("videos" or "first_frames") unless its file is there; returns its
-    path. `pairs` is the share of scenes with two digits.
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Which samples a file of latents holds, and of what they are made."""
 
-    Raises ValueError for another kind, or where the file that is there was made otherwise."""
-    data, size = data or MovingDigitsConfig(), _size(kind, size)
-    path = _path(folder, kind, number)
-    made = _made(kind, number, vae=vae, seed=seed, size=size, split=split, data=data, pairs=pairs)
+    kind: str
+    """"videos" or "first_frames\""""
+    number: int
+    seed: int
+    size: int | None = None
+    """samples; left out, that of its kind"""
+    split: str = "train"
+    data: MovingDigitsConfig = field(default_factory=MovingDigitsConfig)
+    pairs: float = PAIR_FRACTION
+    """share of scenes with two digits"""
+
+    def __post_init__(self) -> None:
+        if self.kind not in SHARD_SIZE:
+            raise ValueError(f"unknown kind of latents {self.kind!r}; use one of {', '.join(SHARD_SIZE)}")
+
+    @property
+    def samples(self) -> int:
+        return SHARD_SIZE[self.kind] if self.size is None else self.size
+
+    def path(self, folder: str | Path) -> Path:
+        return Path(folder) / f"{self.kind}_{self.number:04d}.safetensors"
+
+    def made_with(self, vae: TinyVAE) -> dict[str, Any]:
+        """All that the file depends on, as its metadata has it."""
+        made = {name.name: getattr(self, name.name) for name in dataclasses.fields(self) if name.name != "data"}
+        made["size"] = self.samples
+        made |= {f"data.{name}": value for name, value in dataclasses.asdict(self.data).items()}
+        made["vae"] = checksum(torch.cat([value.flatten().float().cpu() for value in vae.state_dict().values()]))
+        return made
+
+
+@torch.inference_mode()
+def make_shard(shard: Shard, folder: str | Path, vae: TinyVAE) -> Path:
+    """Render and encode a shard unless its file is there; returns its path.
+
+    Raises ValueError where the file that is there was made otherwise."""
+    path, data = shard.path(folder), shard.data
     if path.exists():
-        _check_made(path, made)
+        check_shard(shard, folder, vae)
         return path
     device = next(vae.parameters()).device
-    offset = number * size + (_FIRST_FRAME_OFFSET if kind == "first_frames" else 0)
-    frames = np.zeros(1) if kind == "first_frames" else None
+    offset = shard.number * shard.samples + (_FIRST_FRAME_OFFSET if shard.kind == "first_frames" else 0)
+    frames = np.zeros(1) if shard.kind == "first_frames" else None
     latents: list[torch.Tensor] = []
     scenes: list[Scene] = []
-    for start in range(0, size, _BATCH[kind]):
-        indices = range(offset + start, offset + min(size, start + _BATCH[kind]))
-        clips = draw_clips(indices, split=split, seed=seed, config=data, pairs=pairs)
+    for start in range(0, shard.samples, _BATCH[shard.kind]):
+        indices = range(offset + start, offset + min(shard.samples, start + _BATCH[shard.kind]))
+        clips = draw_clips(indices, split=shard.split, seed=shard.seed, config=data, pairs=shard.pairs)
         with autocast(device):
             encoded = vae.encode(render(clips, data, frames=frames).to(device)).cpu()
-        latents.append(encoded[:, :, 0] if kind == "first_frames" else encoded)
+        latents.append(encoded[:, :, 0] if shard.kind == "first_frames" else encoded)
         scenes.extend(clip.scene for clip in clips)
     tensors = {"latents": torch.cat(latents).half(), "attributes": scenes_to_indices(scenes)}
-    return save_tensors(path, tensors, made)
+    return save_tensors(path, tensors, shard.made_with(vae))
 
 
-def check_shard(
-    kind: str,
-    number: int,
-    *,
-    folder: str | Path,
-    vae: TinyVAE,
-    seed: int,
-    size: int | None = None,
-    split: str = "train",
-    data: MovingDigitsConfig | None = None,
-    pairs: float = PAIR_FRACTION,
-) -> None:
-    """ValueError unless the file is there that `make_shard` makes of the same arguments."""
-    data, size = data or MovingDigitsConfig(), _size(kind, size)
-    path = _path(folder, kind, number)
+def check_shard(shard: Shard, folder: str | Path, vae: TinyVAE) -> None:
+    """ValueError unless the file is there that `make_shard` makes."""
+    path = shard.path(folder)
     if not path.exists():
         raise ValueError(f"{path} is missing. Run the stage latents first, or put its result there")
-    _check_made(path, _made(kind, number, vae=vae, seed=seed, size=size, split=split, data=data, pairs=pairs))
-
-
-def _path(folder: str | Path, kind: str, number: int) -> Path:
-    return Path(folder) / f"{kind}_{number:04d}.safetensors"
-
-
-def _size(kind: str, size: int | None) -> int:
-    if kind not in SHARD_SIZE:
-        raise ValueError(f"unknown kind of latents {kind!r}; use one of {', '.join(SHARD_SIZE)}")
-    return SHARD_SIZE[kind] if size is None else size
-
-
-def _made(kind: str, number: int, *, vae: TinyVAE, data: MovingDigitsConfig, **settings: Any) -> dict[str, Any]:
-    """All that a shard depends on, as its metadata has it."""
-    made = {"kind": kind, "number": number, **settings}
-    made |= {f"data.{name}": value for name, value in dataclasses.asdict(data).items()}
-    made["vae"] = checksum(torch.cat([value.flatten().float().cpu() for value in vae.state_dict().values()]))
-    return made
-
-
-def _check_made(path: Path, made: dict[str, Any]) -> None:
     with safe_open(str(path), framework="pt") as file:
         before = file.metadata() or {}
-    for name, value in made.items():
+    for name, value in shard.made_with(vae).items():
         own = value if isinstance(value, str) else json.dumps(value)
         if before.get(name, own) != own:
             raise ValueError(

@@ -22,7 +22,7 @@ from diag_core.vae import TinyVAE
 
 from ..classifier import load_classifier, measure_accuracy, save_classifier, train_classifier
 from ..compilation import forward_of
-from ..data.latents import check_shard, load_latents, make_shard
+from ..data.latents import Shard, check_shard, load_latents, make_shard
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import held_out_scenes, to_prompt
 from ..evaluate import Sampler, evaluate_videos, score_frames, score_videos
@@ -78,21 +78,20 @@ def prepare(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> None:
         make_classifier(recipe, vae, folder / "classifier.safetensors")
     vae.to(device)
     for shard in _shards(recipe):
-        make_shard(**shard, folder=folder / "latents", vae=vae)
-        log.info("latents: %s, shard %d", shard["kind"], shard["number"] + 1)
+        make_shard(shard, folder / "latents", vae)
+        log.info("latents: %s, shard %d", shard.kind, shard.number + 1)
 
 
-def _shards(recipe: ToyRecipe) -> Iterator[dict[str, Any]]:
-    """What `make_shard` is told of each file of latents, beside the folder and the autoencoder."""
+def _shards(recipe: ToyRecipe) -> Iterator[Shard]:
+    """The files of latents."""
     for kind, shards, size in (
         ("first_frames", recipe.image_shards, recipe.images_a_shard),
         ("videos", recipe.video_shards, recipe.videos_a_shard),
     ):
         for number in range(shards):
-            yield {
-                "kind": kind, "number": number, "seed": recipe.latents_seed, "size": size, "data": recipe.data,
-                "pairs": recipe.pairs,
-            }  # fmt: skip
+            yield Shard(
+                kind=kind, number=number, seed=recipe.latents_seed, size=size, data=recipe.data, pairs=recipe.pairs
+            )
 
 
 def make_autoencoder(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> TinyVAE:
@@ -125,7 +124,7 @@ def train_part(recipe: ToyRecipe, folder: Path, part: str, *, device: str = "cpu
         return
     vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
     for shard in _shards(recipe):
-        check_shard(**shard, folder=folder / "latents", vae=vae)
+        check_shard(shard, folder / "latents", vae)
     before = list(PARTS)[: list(PARTS).index(part)]
     initial = None
     if before:
