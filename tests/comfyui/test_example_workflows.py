@@ -122,6 +122,19 @@ def test_nothing_lies_on_top_of_anything(name):
             assert apart, f"{a} and {b} overlap"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_node_sticks_out_of_its_group(name):
+    saved = workflow(name)
+    out = []
+    for node in saved["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        for left, top, across, down in (group["bounding"] for group in saved["groups"]):
+            begins = left <= x < left + across and top <= y < top + down
+            if begins and (x + width > left + across or y + height > top + down):
+                out.append(node.get("title") or node["type"])
+    assert out == []
+
+
 def test_the_demo_runs_as_it_is(client, object_info):
     prompt = to_prompt(workflow("Demo on CPU"), object_info)
     run = client.succeed(prompt)
