@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ class Console:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
+        if isinstance(self.lines, io.TextIOWrapper):  # one bad byte must not end the reading of all later lines
+            self.lines.reconfigure(errors="replace")
         self.live.on_switch, self.live.on_error = self._switched, self._failed
         self._say(f"type a prompt and Enter to change the video, {STOP} to end it")
         for number, prompt in enumerate(self.live.slots, start=1):

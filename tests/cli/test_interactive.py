@@ -15,7 +15,7 @@ from tiny_models import decode, press_at
 
 from diag_core import SeededNoise
 from diag_core.cli import run as cli_run
-from diag_core.cli.interactive import live_prompts
+from diag_core.cli.interactive import STOP, Console, live_prompts
 from diag_core.video import Mp4Writer, read_image
 
 
@@ -117,6 +117,15 @@ def test_prompts_are_on_disk_as_soon_as_they_are_shown(generate, typing, monkeyp
     monkeypatch.setattr(SeededNoise, "initial", initial)
     with pytest.raises(RuntimeError, match="0s: a red 3\n6lf: a blue 7\n"):
         generate("--interactive", "--prompt", "a red 3", "--out", "a.mp4", "--frames", 81)
+
+
+def test_a_malformed_byte_does_not_end_the_reading_of_prompts():
+    typed = io.TextIOWrapper(io.BytesIO(b"a \xff 7\n" + STOP.encode() + b"\n"), encoding="utf-8")
+    out = io.StringIO()
+    console = Console(live_prompts(lambda prompt: torch.zeros(1, 4), []), 16.0, lines=typed, out=out)
+    console.start()
+    assert console.stopped.wait(10)
+    assert "from the next chunk on: a \ufffd 7" in out.getvalue()
 
 
 @pytest.mark.parametrize(
