@@ -1,7 +1,7 @@
 """Run by ComfyUI-Manager after it has installed requirements.txt; by hand it also fetches weights, never unasked.
 
-    python install.py                    checks what the nodes need
-    python install.py --download NAME    fetches published weights into ComfyUI's models folder; without a name, a list
+python install.py                    checks what the nodes need
+python install.py --download NAME    fetches published weights into ComfyUI's models folder; without a name, a list
 """
 
 from __future__ import annotations

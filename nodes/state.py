@@ -113,9 +113,7 @@ class DiagDistillSaveState(io.ComfyNode):
                     "3.6 MB where the last step is reused, and 8 MB a prompt.",
                 ),
             ],
-            outputs=[
-                io.Latent.Output("same", display_name="latent", tooltip="The same latent, for what comes after.")
-            ],
+            outputs=[io.Latent.Output("same", display_name="latent", tooltip="The same latent, for what comes after.")],
             is_output_node=True,
         )
 

@@ -144,9 +144,7 @@ class DiagDistillTimelineJoin(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, at: str | None = None, fps: float | None = None, recache: str | None = None
-    ) -> bool | str:
+    def validate_inputs(cls, at: str | None = None, fps: float | None = None, recache: str | None = None) -> bool | str:
         try:
             if at is not None and latent_frame_of_time(at, DEFAULT_FPS if fps is None else fps) < 1:
                 return f"at: {at} is the beginning, where nothing would be left of 'before'; give a later time"

@@ -115,4 +115,3 @@ def write_video(
             writer.write(frames.pixels)
             newest = frames.pixels[-1]
             show(lambda newest=newest: ("JPEG", Image.fromarray(newest.numpy()), MAX_SIDE))
-

@@ -31,9 +31,7 @@ class Logbook:
         ValueError: Weights & Biases is asked for and cannot be used.
     """
 
-    def __init__(
-        self, folder: Path, step: int, *, wandb: str = "", settings: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, step: int, *, wandb: str = "", settings: Mapping[str, Any] | None = None) -> None:
         self.path = folder / FILE
         self._boards: list[Board] = []
         if not is_main():
@@ -70,4 +68,3 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return entries
-

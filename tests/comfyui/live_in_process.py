@@ -1,6 +1,6 @@
 """Run as a script: what memory is asked for when live prompts are encoded. Prints what was found, as JSON.
 
-    python live_in_process.py COMFYUI
+python live_in_process.py COMFYUI
 """
 
 from __future__ import annotations

@@ -38,9 +38,7 @@ def test_unet_loader_and_wrapped_checkpoints_give_the_same(sample):
 
 def test_a_lora_changes_the_result_and_unloads(sample):
     def with_lora(g, strength=1.0):
-        return g.add(
-            "LoraLoaderModelOnly", model=ours(g), lora_name="small.safetensors", strength_model=strength
-        )
+        return g.add("LoraLoaderModelOnly", model=ours(g), lora_name="small.safetensors", strength_model=strength)
 
     plain, changed = sample(ours), sample(with_lora)
     assert difference(changed, plain) > 0.01

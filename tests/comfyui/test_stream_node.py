@@ -44,9 +44,7 @@ def test_the_file_holds_what_sampler_and_decoder_make(client, graph):
     g = graph()
     node = stream(g)
     sampler = g.sampler(g.demo_model(), g.prompt(), g.empty(9))
-    images = g.add(
-        "DiagDistillStreamingDecode", samples=sampler, vae=g.add("DiagDistillTinyVAELoader", vae_name=DEMO)
-    )
+    images = g.add("DiagDistillStreamingDecode", samples=sampler, vae=g.add("DiagDistillTinyVAELoader", vae_name=DEMO))
     video = g.add("CreateVideo", images=images, fps=16.0)
     saved = g.add("SaveVideo", video=video, filename_prefix="test/whole", format="auto", codec="auto")
     run = client.succeed(g)
@@ -258,9 +256,7 @@ def test_the_live_route_takes_nothing_but_prompts_for_what_runs(client, graph, s
     still = client.succeed(g.fresh())
     prompt_id = client.submit(g.fresh())
     client.wait_for_progress(prompt_id, node.id, 3)
-    assert client.get_json("diagdistill/live") == {
-        "running": [{"prompt_id": prompt_id, "node": node.id, "slots": []}]
-    }
+    assert client.get_json("diagdistill/live") == {"running": [{"prompt_id": prompt_id, "node": node.id, "slots": []}]}
     wrong: list[tuple[dict[str, Any], int]] = [
         ({"prompt_id": "other", "node_id": node.id, "prompt": OTHER_PROMPT}, 409),
         ({"prompt_id": prompt_id, "node_id": "999", "prompt": OTHER_PROMPT}, 409),
@@ -372,5 +368,3 @@ def told(client: ComfyClient, g: Graph) -> str:
         return " ".join(refused.messages.values())
     assert run.outcome == "error"
     return run.message
-
-

@@ -17,9 +17,7 @@ def test_previews_show_the_chunks_in_order(client, graph):
         g.demo_model(), g.prompt("a red 3 moves right fast and stops, on a black ground"), latent,
         negative=negative, preset="from model", schedule_text="",
     )  # fmt: skip
-    decoded = g.add(
-        "DiagDistillStreamingDecode", samples=sampler, vae=g.add("DiagDistillTinyVAELoader", vae_name=DEMO)
-    )
+    decoded = g.add("DiagDistillStreamingDecode", samples=sampler, vae=g.add("DiagDistillTinyVAELoader", vae_name=DEMO))
     shown = g.add("PreviewImage", images=decoded)
     run = client.succeed(g)
     assert [preview.node for preview in run.previews] == [sampler.id] * 4

@@ -56,9 +56,7 @@ def test_a_bad_cycle_names_its_field(complaint):
 
 
 def test_a_latent_of_4_channels(complaint):
-    message = complaint(
-        lambda g: sampled(g, latent=g.add("EmptyLatentImage", width=64, height=64, batch_size=1))
-    )
+    message = complaint(lambda g: sampled(g, latent=g.add("EmptyLatentImage", width=64, height=64, batch_size=1)))
     assert "16" in message and "Empty Diagonal Latent" in message
 
 

@@ -186,9 +186,7 @@ def tensors_of(state: Any, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "make"), [("ode_init", cpu_ode_init), ("stage1", cpu_distil), ("stage2", cpu_distil)]
-)
+@pytest.mark.parametrize(("name", "make"), [("ode_init", cpu_ode_init), ("stage1", cpu_distil), ("stage2", cpu_distil)])
 def test_the_first_steps_of_the_cpu_recipe_are_the_same_bit_for_bit_after_any_stop(
     tmp_path: Path, name: str, make: Any
 ) -> None:

@@ -137,9 +137,7 @@ def test_stages_play_beside_each_other() -> None:
     assert (last - first)[tuple(changed.mean(0).astype(int))].tolist() == [255, 0, 0]
 
 
-def test_toy_report_says_which_stage_is_missing(
-    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_toy_report_says_which_stage_is_missing(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["toy-report", str(tmp_path), "--plot", str(tmp_path)]) == 2
     assert "run all stages in this folder first" in capsys.readouterr().err
 

@@ -117,9 +117,7 @@ class WholePast:
         return torch.cat([self.k[layer], k], 1), torch.cat([self.v[layer], v], 1)
 
 
-def explicit(
-    model: WanDiT, context: Tensor, own: RolloutConfig, rolled: Rollout, *, detached: bool = True
-) -> Tensor:
+def explicit(model: WanDiT, context: Tensor, own: RolloutConfig, rolled: Rollout, *, detached: bool = True) -> Tensor:
     """The same estimates from two forwards over the whole video: of what was committed, without gradient and under the
     block-causal mask; and of the exit steps' inputs, which see that in place of one another."""
     tokens = ROWS * COLUMNS // 4

@@ -89,9 +89,7 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     assert read_log(tmp_path) == before and len(before) > 0
 
 
-def test_a_full_disk_while_saving_leaves_the_last_state_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_while_saving_leaves_the_last_state_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = torch.save
 
     def full(state: object, file: Any) -> None:

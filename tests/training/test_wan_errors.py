@@ -191,9 +191,7 @@ def test_peft_is_asked_for_before_anything_is_loaded(stage, monkeypatch: pytest.
     assert "needs the library peft" in stage("stage1", "lora.rank=4")
 
 
-def test_weights_and_biases_is_asked_for_before_anything_is_loaded(
-    stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_and_biases_is_asked_for_before_anything_is_loaded(stage, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else find(name, *more))
     assert "pip install wandb, or leave the field empty" in stage("stage1", "wandb=digits")

@@ -160,9 +160,7 @@ def is_held_out(digit: int, colour: str, way: str) -> bool:
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") < HELD_OUT_FRACTION * 2**64
 
 
-def sample_scene(
-    rng: np.random.Generator, *, held_out: bool | None = False, pairs: float = PAIR_FRACTION
-) -> Scene:
+def sample_scene(rng: np.random.Generator, *, held_out: bool | None = False, pairs: float = PAIR_FRACTION) -> Scene:
     """Draw a scene, with two digits in a share `pairs` of the cases.
 
     Every digit of it is one of the training combinations (False), of the held-out ones (True) or of all (None)."""

@@ -268,9 +268,7 @@ def evaluate(
     data = data or autoencoder.data_of(folder / "vae.safetensors")
     loaded, settings = load_for_sampling(folder / file, overrides or {})
     result = evaluate_videos(
-        sampler_of(
-            loaded, settings, autoencoder.load_autoencoder(folder / "vae.safetensors"), data, compiled=compiled
-        ),
+        sampler_of(loaded, settings, autoencoder.load_autoencoder(folder / "vae.safetensors"), data, compiled=compiled),
         held_out_scenes(prompts, seed=EVALUATION_SEED),
         load_classifier(folder / "classifier.safetensors"),
         seeds=seeds,

@@ -40,9 +40,7 @@ def test_it_is_the_same_every_time_and_tighter_with_less_confidence() -> None:
     assert paired_difference(a, b).lower < paired_difference(a, b, confidence=0.8).lower
 
 
-@pytest.mark.parametrize(
-    ("a", "b", "confidence"), [((), (), 0.95), ((1.0,), (1.0, 2.0), 0.95), ((1.0,), (1.0,), 1.0)]
-)
+@pytest.mark.parametrize(("a", "b", "confidence"), [((), (), 0.95), ((1.0,), (1.0, 2.0), 0.95), ((1.0,), (1.0,), 1.0)])
 def test_wrong_input_is_refused(a: tuple, b: tuple, confidence: float) -> None:
     with pytest.raises(ValueError, match=r"paired scores|confidence"):
         paired_difference(torch.tensor(a), torch.tensor(b), confidence=confidence)
