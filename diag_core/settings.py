@@ -165,8 +165,8 @@ PRESETS["wan-14b"] = replace(PRESETS["wan"], shift=5.0, cfg=5.0)
 
 # Only names that nothing else goes by: a wrapper alone (`generator`) does not tell how a model was distilled.
 _PUBLISHED: tuple[tuple[str, str], ...] = (
-    (r"self_forcing_dmd\.pt", "self-forcing"),
-    (r"longlive_base\.pt", "longlive"),
+    (r"self_forcing_dmd\.(pt|safetensors)", "self-forcing"),
+    (r"longlive_base\.(pt|safetensors)", "longlive"),
     (r"wan2\.1_t2v_1\.3B_\w+\.safetensors", "wan"),
     (r"wan2\.1_t2v_14B_\w+\.safetensors", "wan-14b"),
 )

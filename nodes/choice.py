@@ -30,6 +30,10 @@ class SamplingChoice:
     schedule_text: str
     values: Mapping[str, Any]
 
+    def guesses(self, own: CheckpointSettings | None) -> bool:
+        """Whether the settings were to be the MODEL's, which has none."""
+        return self.preset == FROM_MODEL and own is None
+
     def resolve(self, own: CheckpointSettings | None) -> CheckpointSettings:
         """The settings to sample with; `own` are those of the MODEL.
 
@@ -49,6 +53,9 @@ class SamplingChoice:
         if self.schedule is not None:
             return replace(settings, schedule=self.schedule.text(), shift=self.schedule.shift)
         return replace(settings, schedule=text) if text else settings
+
+
+UNKNOWN = "this model says nothing of its settings, these are the node's: choose the preset it was made for"
 
 
 def describe(settings: CheckpointSettings, chunks: int) -> str:

@@ -30,7 +30,7 @@ from ..diag_core.pipeline import OnForward
 from ..diag_core.sampler import stream_branches
 from ..diag_core.settings import CheckpointSettings
 from . import comfy_bridge
-from .choice import SamplingChoice, describe
+from .choice import UNKNOWN, SamplingChoice, describe
 from .comfy_conditions import KEY, Kept, StockRun
 from .comfy_fast import idle_bytes
 from .comfy_model import check_model
@@ -174,7 +174,8 @@ def sample_video(
     a progress of our own take their place.
     """
     guider = model_k.inner_model
-    settings = job.choice.resolve(comfy_bridge.settings_of(guider.model_patcher))
+    own = comfy_bridge.settings_of(guider.model_patcher)
+    settings = job.choice.resolve(own)
     began = time.monotonic()
     run = StockRun(guider, extra_args["model_options"], extra_args.get("seed"), causal=settings.causal)
     batch, channels, frames, height, width = x.shape
@@ -277,6 +278,9 @@ def sample_video(
     count = -(-frames // plan.chunk_frames)
     job.status = f"{describe(settings, count)} \u00b7 {time.monotonic() - began:.1f} s"
     log.info("Diagonal Sampler: %s", job.status)
+    if job.choice.guesses(own):
+        job.status = f"{UNKNOWN} \u00b7 {job.status}"
+        log.warning("Diagonal Sampler: %s", UNKNOWN)
     return out
 
 

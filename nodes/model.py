@@ -38,7 +38,8 @@ class DiagDistillModelLoader(io.ComfyNode):
             display_name="Diagonal Model Loader",
             category="DiagDistill",
             description="Loads Wan 2.1 text-to-video weights of any published layout (Self-Forcing, LongLive, "
-            "Causal-Forcing, CausVid, DiagDistill, Wan; .safetensors or .pt) with the settings they were made for.",
+            "Causal-Forcing, CausVid, DiagDistill, Wan; .safetensors or .pt), with the settings they were made for "
+            "where the file or its name tells them.",
             inputs=[
                 io.Combo.Input(
                     "model_name",

@@ -70,6 +70,7 @@ def test_settings_of_a_newer_version_are_read_with_a_warning() -> None:
 
 def test_presets_are_taken_from_a_name_only_when_it_is_certain() -> None:
     assert published_settings("a/self_forcing_dmd.pt") == PRESETS["self-forcing"]
+    assert published_settings("self_forcing_dmd.safetensors") == PRESETS["self-forcing"]
     assert published_settings("longlive_base.pt") == PRESETS["longlive"]
     assert published_settings("wan2.1_t2v_1.3B_fp16.safetensors") == PRESETS["wan"]
     for name in ("model.pt", "ode_init.pt", "diffusion_pytorch_model.safetensors", "my_self_forcing_dmd.pt"):

@@ -36,6 +36,18 @@ def test_unet_loader_and_wrapped_checkpoints_give_the_same(sample):
     assert torch.equal(sample(lambda g: ours(g, "self_forcing_dmd.pt")), plain)
 
 
+def test_a_model_that_says_nothing_of_its_settings_is_reported_where_they_were_to_be_its_own(client, graph):
+    def status(name, preset):
+        g = graph()
+        sampler = g.sampler(ours(g, name), g.prompt(), g.empty(), preset=preset, schedule_text="")
+        g.save(sampler)
+        return client.succeed(g.fresh()).outputs[sampler.id]["diagdistill"][0]
+
+    assert "says nothing of its settings" in status(WAN, "from model")
+    assert "says nothing" not in status(WAN, "diagdistill")
+    assert "says nothing" not in status("self_forcing_dmd.pt", "from model")
+
+
 def test_a_lora_changes_the_result_and_unloads(sample):
     def with_lora(g, strength=1.0):
         return g.add("LoraLoaderModelOnly", model=ours(g), lora_name="small.safetensors", strength_model=strength)

@@ -28,6 +28,12 @@ def test_the_widgets_count_for_custom_and_where_the_model_says_nothing(preset):
     assert settings.schedule == "4322222"
 
 
+def test_it_is_known_when_the_model_was_asked_and_said_nothing():
+    assert choice(FROM_MODEL).guesses(None)
+    assert not choice(FROM_MODEL).guesses(OWN) and not choice(CUSTOM).guesses(None)
+    assert not choice("longlive").guesses(None)
+
+
 def test_custom_goes_before_the_models_own_where_there_is_a_widget_and_keeps_the_rest():
     own = replace(OWN, causal=False, title="a model", positions="relative")
     settings = choice(CUSTOM, positions="absolute").resolve(own)
