@@ -108,7 +108,8 @@ def main() -> int:
     options = parser.parse_args()
     lacking = missing()
     if lacking:
-        print(f"ComfyUI DiagDistill needs: {sys.executable} -m pip install {' '.join(lacking)}", file=sys.stderr)  # noqa: T201
+        wanted = " ".join(f'"{each}"' for each in lacking)  # quoted: a shell would take ">" for a file
+        print(f"ComfyUI DiagDistill needs: {sys.executable} -m pip install {wanted}", file=sys.stderr)  # noqa: T201
         return 1
     if options.download is None:
         return 0

@@ -12,9 +12,11 @@ fail() { printf 'run.sh: %s\n' "$*" >&2; exit 1; }
 environment() { # $1: extras, e.g. "[test]"
     python=.venv/bin/python
     if [ ! -x "$python" ] && [ ! -x .venv/Scripts/python.exe ]; then
-        system=$(command -v python3 || command -v python) || fail "no Python found: install Python 3.10 to 3.13"
-        "$system" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
-            fail "$("$system" --version) is not supported: install Python 3.10 to 3.13"
+        system= # the first that will do: on Windows, python3 may be the Store's stub, which only advertises
+        for each in python3 python; do
+            "$each" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && system=$each && break
+        done
+        [ -n "$system" ] || fail "no Python 3.10 to 3.13 found: install one (python3 here is: $(python3 --version 2>&1 || true))"
         say "creating the environment .venv with $("$system" --version)"
         "$system" -m venv .venv || { rm -rf .venv; fail "could not create .venv (on Debian and Ubuntu: apt install python3-venv)"; }
     fi
