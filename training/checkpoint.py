@@ -60,22 +60,30 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> None:
         raise
 
 
-def load(folder: Path, state: dict[str, Any]) -> bool:
+def load(folder: Path, state: dict[str, Any], *, last: int | None = None) -> bool:
     """Reads the newest state into the tensors and over the plain values of `state`; False when there is none.
 
     All processes must call it. Every file is checked before anything is changed.
 
     Args:
         state: of the shape that was saved; tensors may be sharded over another number of processes.
+        last: states of later iterations are left alone.
 
     Raises:
-        ValueError: a file is damaged or missing (names it), or the state is of another model.
+        ValueError: a file is damaged or missing (names it), the state is of another model, or there are states of
+            later iterations alone.
     """
     with agreement():
         if is_main():
             remove_leftovers(folder)
-    path = from_main(newest(folder))
+    path = from_main(newest(folder, last))
     if path is None:
+        if there := from_main(saved(folder)):
+            states = " and ".join(map(str, there))
+            raise ValueError(
+                f"{folder}: the saved states are of iterations {states}, all beyond steps={last}. Set steps to "
+                f"{there[0]} or more"
+            )
         return False
     with agreement():
         _check(path)
@@ -89,15 +97,25 @@ def load(folder: Path, state: dict[str, Any]) -> bool:
     return True
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest whole state of a folder, None where there is none."""
-    whole = _whole(folder)
+def newest(folder: Path, last: int | None = None) -> Path | None:
+    """The newest whole state of a folder, of iteration `last` at most; None where there is none."""
+    whole = [path for path in _whole(folder) if last is None or _step(path) <= last]
     return whole[-1] if whole else None
 
 
+def saved(folder: Path) -> list[int]:
+    """The iterations of a folder's whole states, oldest first."""
+    return [_step(path) for path in _whole(folder)]
+
+
 def _whole(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(path.parent for path in folder.glob(f"step_*/{MANIFEST}"))
+    """Oldest first; a copy that someone keeps under another name is none."""
+    whole = [path.parent for path in folder.glob(f"step_*/{MANIFEST}")]
+    return sorted((path for path in whole if path.name.removeprefix("step_").isdecimal()), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
 
 
 def _write(part: Path, state: Mapping[str, Any]) -> None:

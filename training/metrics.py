@@ -83,7 +83,7 @@ def signs_of_collapse(health: Mapping[str, float], teacher: Mapping[str, float],
 
 _LESS_STEPS = "Distilling, raise weights.gamma or train the critic more often (generator_every), from an earlier result"
 _SLOWER = "Lower learning_rate; distilling, raise generator_every so that the critic keeps up"
-_SOFTER = "Lower learning_rate (distilling, cfg too), or end earlier: the longer a run, the more colours grow"
+_SOFTER = "Lower learning_rate (distilling, cfg too), or end with fewer steps: the longer a run, the more colours grow"
 
 
 class HealthWatch:
@@ -115,5 +115,5 @@ def require_finite(step: int, values: Mapping[str, float]) -> None:
         if not math.isfinite(value):
             raise Collapse(
                 f"the run has collapsed at iteration {step}, not a number: {name} is {value}. Lower learning_rate "
-                "or clip, or use precision=fp32; the last saved state is from before"
+                "or clip, or use precision=fp32"
             )

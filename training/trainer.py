@@ -23,7 +23,7 @@ from . import checkpoint
 from .distributed import agreement, from_main, is_main, mean
 from .io import remove_leftovers
 from .logbook import Logbook
-from .metrics import HealthWatch, require_finite
+from .metrics import Collapse, HealthWatch, require_finite
 from .recipes.distillation import LoopRecipe
 from .videos import save_videos
 
@@ -88,7 +88,8 @@ def train(
 
     Raises:
         Collapse: the run has gone wrong; the last saved state is from before.
-        ValueError: the saved state is damaged, or of another model; Weights & Biases is asked for and cannot be used.
+        ValueError: the saved state is damaged, of another model, or beyond the recipe's end; Weights & Biases is asked
+            for and cannot be used.
         OSError: a full disk, say; the last saved state stays whole.
         SystemExit: one of these, on processes other than the first, which tells it.
     """
@@ -127,6 +128,8 @@ def train(
             if progress.done % recipe.save_every == 0 or at_end:
                 state = {"step": progress.done, "bad": 0 if watch is None else watch.bad, "task": task.state_dict()}
                 checkpoint.save(folder / STATES, progress.done, state)
+    except Collapse as collapse:
+        raise Collapse(f"{collapse}. {_ways_on(folder)}") from None
     finally:
         book.close()
 
@@ -134,11 +137,23 @@ def train(
 def _resume(name: str, task: Task, recipe: LoopRecipe, folder: Path) -> tuple[int, int]:
     """Iterations done, and bad samples in a row so far."""
     state: dict[str, Any] = {"step": 0, "bad": 0, "task": task.state_dict()}
-    if not checkpoint.load(folder / STATES, state):
+    if not checkpoint.load(folder / STATES, state, last=recipe.steps):
         return 0, 0
     task.load_state_dict(state["task"])
     log.info("%s: going on from step %d of %d", name, state["step"], recipe.steps)
     return int(state["step"]), int(state["bad"])
+
+
+def _ways_on(folder: Path) -> str:
+    """What can be done with a run that has collapsed."""
+    anew = f"another output folder, or {folder} to be deleted"
+    states = checkpoint.saved(folder / STATES)
+    if not states:
+        return f"No state was saved before. Other settings need {anew}"
+    return (
+        f"To have the weights from before, set steps to {' or '.join(map(str, states))}, of which there are saved "
+        f"states: the same command then ends the stage there. Other settings need {anew}"
+    )
 
 
 def _look(name: str, gallery: Gallery, watch: HealthWatch, step: int, book: Logbook, folder: Path) -> None:

@@ -182,6 +182,18 @@ def test_another_recipe_in_the_same_folder(done: Path, told) -> None:
     assert "was begun with another recipe: learning_rate was 5e-05, now it is 0.001" in told()
 
 
+def test_a_stage_is_ended_early_and_goes_on_later(done: Path, tmp_path: Path, told) -> None:
+    for name in ("vae", "classifier", "teacher", "ode_init"):
+        (tmp_path / f"{name}.safetensors").write_bytes((done / f"{name}.safetensors").read_bytes())
+    result, stage = tmp_path / "stage1.safetensors", ("--stage", "stage1")
+    assert toy(tmp_path, *stage, "stage1.steps=2") == 0
+    assert toy(tmp_path, *stage) == 2
+    assert f"steps was 2, now it is 4. Go on with what it was begun with, or delete {result} to go on" in told()
+    result.unlink()
+    assert toy(tmp_path, *stage) == 0
+    assert result.read_bytes() == (done / "stage1.safetensors").read_bytes()
+
+
 def test_fields_that_weights_do_not_depend_on_may_change(done: Path) -> None:
     assert toy(done, "--stage", "stage1", "stage1.sample_every=3", "stage1.limits.patience=5") == 0
 

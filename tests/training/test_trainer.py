@@ -81,6 +81,26 @@ def test_stopped_at_any_iteration_it_ends_the_same(tmp_path: Path, fail_at: int)
     assert steps_logged(tmp_path / "cut") == [2, 3, 4, 6, 7]
 
 
+@pytest.mark.parametrize(("steps", "begins_at"), [(3, 3), (4, 3), (6, 6), (9, 6)])
+def test_a_run_may_be_ended_early_or_made_longer(tmp_path: Path, steps: int, begins_at: int) -> None:
+    """It goes on from the newest state that is not beyond its end, and ends as if it had been meant to."""
+    whole, ended = Counter(), Counter(fail_at=begins_at - 1)  # which an update that is repeated would meet
+    with pytest.raises(KeyboardInterrupt):
+        train("x", Counter(fail_at=6), RECIPE, tmp_path / "cut")
+    assert saved(tmp_path / "cut") == [3, 6]
+    train("x", whole, replace(RECIPE, steps=steps), tmp_path / "whole")
+    train("x", ended, replace(RECIPE, steps=steps), tmp_path / "cut")
+    assert torch.equal(whole.total, ended.total)
+
+
+def test_a_run_cannot_end_before_its_oldest_state(tmp_path: Path) -> None:
+    train("x", Counter(), replace(RECIPE, steps=6), tmp_path)
+    (tmp_path / "checkpoints" / "step_000001_kept").mkdir()  # someone's own copy is none of the run's states
+    (tmp_path / "checkpoints" / "step_000001_kept" / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"iterations 3 and 6, all beyond steps=2\. Set steps to 3 or more"):
+        train("x", Counter(), replace(RECIPE, steps=2), tmp_path)
+
+
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     train("x", Counter(), RECIPE, tmp_path)
     before = read_log(tmp_path)
@@ -110,9 +130,11 @@ def test_a_full_disk_while_saving_leaves_the_last_state_whole(tmp_path: Path, mo
 
 
 def test_no_state_is_saved_from_after_a_nan(tmp_path: Path) -> None:
-    with pytest.raises(Collapse, match="loss is nan"):
+    with pytest.raises(Collapse, match=r"loss is nan.*set steps to 3, of which.*Other settings need another"):
         train("x", Counter(nan_at=4), replace(RECIPE, log_every=100), tmp_path)
     assert saved(tmp_path) == [3]
+    with pytest.raises(Collapse, match="No state was saved before"):
+        train("x", Counter(nan_at=0), RECIPE, tmp_path / "at once")
 
 
 def test_samples_are_written_and_judged(tmp_path: Path) -> None:

@@ -125,6 +125,28 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_left(world: World, tmp_path
     assert world.embed() == 0  # nothing to do, and the encoder is not needed
 
 
+def test_a_run_is_ended_early_and_goes_on_later(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, result = world.out / "ode_init.safetensors", tmp_path / "cut" / "stage1.safetensors"
+    assert world.stage("stage1", start, "steps=3", out=tmp_path / "cut") == 0
+    whole = result.read_bytes()
+    result.unlink()
+    assert world.stage("stage1", start, "steps=2", out=tmp_path / "cut") == 0  # of which there is a saved state
+    assert result.read_bytes() == (world.out / "stage1.safetensors").read_bytes()
+    assert world.stage("stage1", start, "steps=3", out=tmp_path / "cut") == 2
+    told = capsys.readouterr().err
+    assert f"steps was 2, now it is 3. Go on with what it was begun with, or delete {result} to go on from" in told
+    result.unlink()
+    assert world.stage("stage1", start, "steps=3", out=tmp_path / "cut") == 0
+    assert result.read_bytes() == whole
+    # What pairs are depends on how many steps a trajectory has.
+    assert world.stage("ode-pairs", start, "steps=5", "shards=2", "pairs_a_shard=2", "points=1000,750,500") == 2
+    assert (
+        "steps was 4, now it is 5. Go on with what it was begun with, or delete the folder" in capsys.readouterr().err
+    )
+
+
 def test_the_shards_of_pairs_can_be_shared_out(world: World, tmp_path: Path) -> None:
     whole = PairsOnDisk(world.out / "ode_pairs")
     assert whole.points.shape == (4, 4, 16, 6, 4, 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ FREE = ("save_every", "log_every", "sample_every", "limits", "wandb")
 """fields that weights do not depend on: they may be changed when a stage goes on"""
 
 
-def begin(folder: Path, recipe: Any, inputs: Mapping[str, str]) -> None:
+def begin(
+    folder: Path, recipe: Any, inputs: Mapping[str, str], *, free: Sequence[str] = (), result: Path | None = None
+) -> None:
     """Writes down what a stage in `folder` is made with, or checks it against what it was begun with.
 
     Args:
         recipe: a dataclass.
         inputs: digests of the files it starts from, by name.
+        free: more fields that may be changed, and are then written down: they say how far a stage goes, not how.
+        result: what the stage ends with; once it is there, `free` is so no more.
 
     Raises:
         ValueError: the folder was begun with another recipe or other inputs; names the first field that differs.
@@ -31,15 +35,22 @@ def begin(folder: Path, recipe: Any, inputs: Mapping[str, str]) -> None:
         save_json(path, own)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
+    finished = result is not None and result.exists()
+    allowed = FREE if finished else (*FREE, *free)
     for part, what in (("recipe", "another recipe"), ("inputs", "other inputs")):
         was, now = flat(before[part]), flat(own[part])
-        changed = [n for n in {**was, **now} if was.get(n) != now.get(n) and n.split(".")[0] not in FREE]
+        changed = [n for n in {**was, **now} if was.get(n) != now.get(n) and n.split(".")[0] not in allowed]
         if changed:
             name = changed[0]
+            way = "delete the folder and what came of it, or choose another output folder"
+            if part == "recipe" and name in free:
+                way = f"delete {result} to go on from the last saved state"
             raise ValueError(
                 f"{folder} was begun with {what}: {name} was {was.get(name)}, now it is {now.get(name)}. Go on with "
-                "what it was begun with, or delete the folder and what came of it, or choose another output folder"
+                f"what it was begun with, or {way}"
             )
+    if own != before and not finished:
+        save_json(path, own)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -111,14 +111,15 @@ class Pipeline:
 
     def ode_init(self) -> None:
         recipe = self.recipe.ode_init
-        begin(self.folder / "ode_init", recipe, self._digests(TEACHER))
-        if (self.folder / ODE_INIT).exists():
+        result = self.folder / ODE_INIT
+        begin(self.folder / "ode_init", recipe, self._digests(TEACHER), free=("steps",), result=result)
+        if result.exists():
             return
         teacher = self._model(TEACHER, "teacher", "bidirectional teacher")
         student = self._model(TEACHER, "teacher", "bidirectional teacher").model
         task = OdeInit(recipe, student, load_pairs(self.folder / "ode_pairs"), self._encode)
         settings = self._settings(self.recipe.stage1, "ODE initialisation")
-        self._train("ode-init", task, recipe, student, task.ema, settings, teacher, self.folder / ODE_INIT)
+        self._train("ode-init", task, recipe, student, task.ema, settings, teacher, result)
 
     def stage1(self) -> None:
         self._distil("stage1", self.recipe.stage1, ODE_INIT, "ode-init", STAGE1, regression=False)
@@ -132,7 +133,7 @@ class Pipeline:
     ) -> None:
         student = self._need(start, made_by)
         folder = self.folder / name
-        begin(folder, recipe, self._digests(TEACHER, student.name))
+        begin(folder, recipe, self._digests(TEACHER, student.name), free=("steps",), result=self.folder / result)
         if (self.folder / result).exists():
             return
         teacher = self._model(TEACHER, "teacher", "bidirectional teacher")

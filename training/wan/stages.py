@@ -82,7 +82,12 @@ def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, 
                 inputs.pairs.check(rank(), world_size())
         if is_main():
             folder = setup.pairs_folder if isinstance(recipe, WanOdePairsRecipe) else setup.folder
-            begin(folder, recipe, _identities(setup))
+            # No iteration depends on how many there will be: a run may be ended early, or made longer.
+            loops = not isinstance(recipe, WanOdePairsRecipe)
+            begin(
+                folder, recipe, _identities(setup), free=("steps",) if loops else (),
+                result=setup.result if loops else None,
+            )  # fmt: skip
     if isinstance(recipe, WanOdePairsRecipe):
         _make_pairs(recipe, setup, inputs, device, part)
     elif finished:
