@@ -17,6 +17,7 @@ from wan_models import CONFIG, PROMPTS, random_dit, write_layouts, write_text_en
 
 from diag_core.checkpoint import PRESETS, save_dit
 from training.__main__ import main
+from training.recipes.wan import VideoSize, WanDistilRecipe
 from training.stages.ode_pairs import save_shard
 from training.wan import inputs as wan_inputs
 from training.wan import lora as wan_lora
@@ -179,7 +180,34 @@ def test_memory_and_disk(stage, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(wan_inputs.shutil, "disk_usage", lambda path: usage)
     told = stage("stage1")
-    assert "two saved states" in told and "0.0 GB are free. Free some space" in told
+    assert "saved states" in told and "0.0 GB are free. Free some space" in told
+
+
+def test_states_that_are_there_need_no_more_disk(files: Files, tmp_path: Path) -> None:
+    recipe = WanDistilRecipe(video=VideoSize(width=32, height=32, latent_frames=6), batch=2, steps=200, save_every=50)
+    setup = wan_inputs.Setup(
+        stage="stage1", recipe=recipe, out=tmp_path, embeddings=files.embeddings, generator=files.generator,
+        teacher=files.teacher,
+    )  # fmt: skip
+    state = 28 * sum(p.numel() for p in random_dit().parameters())  # student 16 bytes a weight, critic 12
+    states = setup.folder / "checkpoints"
+
+    def needed(steps: int = 200) -> int:
+        inputs = wan_inputs.examine(replace(setup, recipe=replace(recipe, steps=steps)))
+        assert not inputs.wrong
+        return inputs.needed["saved states"]
+
+    # Two are kept, a third is written before the oldest goes.
+    assert [needed(steps) for steps in (200, 120, 100, 30)] == [3 * state, 3 * state, 2 * state, state]
+    for step in (50, 100):
+        (states / f"step_{step:06d}").mkdir(parents=True)
+        (states / f"step_{step:06d}" / "manifest.json").write_text("{}")
+    assert [needed(steps) for steps in (200, 120, 100, 50)] == [state, state, 0, 0]
+    (states / ".step_000150.part").mkdir()
+    (states / ".step_000150.part" / "__0_0.distcp").write_bytes(bytes(1000))
+    assert needed() == state - 1000
+    setup.result.write_bytes(b"")
+    assert wan_inputs.examine(setup).needed == {}
 
 
 def test_peft_is_asked_for_before_anything_is_loaded(stage, monkeypatch: pytest.MonkeyPatch) -> None:

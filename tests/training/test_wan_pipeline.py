@@ -125,6 +125,13 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_left(world: World, tmp_path
     assert world.embed() == 0  # nothing to do, and the encoder is not needed
 
 
+def test_saved_states_are_as_large_as_the_disk_is_asked_for(world: World) -> None:
+    count = sum(p.numel() for p in random_dit().parameters())
+    for stage, bytes_a_weight in (("ode_init", 16), ("stage1", 28)):
+        files = (world.out / stage / "checkpoints").glob("step_*/*")
+        assert sum(file.stat().st_size for file in files) == pytest.approx(2 * bytes_a_weight * count, rel=0.1)
+
+
 def test_a_run_is_ended_early_and_goes_on_later(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

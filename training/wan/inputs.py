@@ -17,9 +17,11 @@ from diag_core.vae import vae_from_state_dict
 from diag_core.weights import open_weights
 
 from ..boards import require_wandb
+from ..checkpoint import KEPT, saved
 from ..compilation import require_compiler
 from ..recipes.distillation import LoopRecipe
 from ..recipes.wan import WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe, WanRecipe
+from ..trainer import STATES
 from .embeddings import EmbeddingError, Embeddings
 from .memory import GIB, Memory, distil_memory, init_memory, lora_parameters, pairs_memory, parameters
 from .pairs import PairError, PairsOnDisk
@@ -336,15 +338,31 @@ def _disk(inputs: Inputs, setup: Setup) -> dict[str, int]:
         pair = 2 * (len(recipe.points) + 1) * channels * frames * height * width
         done = len(list(setup.pairs_folder.glob("pairs_*.safetensors")))
         return {"pairs": pair * recipe.pairs_a_shard * max(0, recipe.shards - done)}
-    if "generator" not in configs:
+    if "generator" not in configs or setup.result.exists():
         return {}
-    count = parameters(configs["generator"])
-    # A state is written beside the one before and then takes its place. Of each weight: itself, two moments, average.
+    count = result = parameters(configs["generator"])
+    # Of each weight: itself, two moments, average.
     state = 16 * count
     if isinstance(recipe, WanDistilRecipe) and "critic" in configs:
         state += 12 * parameters(configs["critic"])
         if recipe.lora.rank:
             frozen = 2 if recipe.weights_precision == "bf16" else 4
             state = frozen * count + (frozen if recipe.lora.critic else 12) * parameters(configs["critic"])
-            state += 16 * lora_parameters(configs["generator"], recipe.lora)
-    return {"two saved states": 2 * state, "the result": 4 * count}
+            lora = lora_parameters(configs["generator"], recipe.lora)
+            state, result = state + 16 * lora, result + lora  # which is written merged, and alone
+    return {"saved states": max(0, _states_to_come(setup) * state - _half_written(setup)), "the result": 4 * result}
+
+
+def _states_to_come(setup: Setup) -> int:
+    """By how many states the folder will grow: to those that are kept, and one written before the oldest goes."""
+    assert isinstance(setup.recipe, LoopRecipe)
+    there = saved(setup.folder / STATES)
+    steps, every = setup.recipe.steps, setup.recipe.save_every
+    done = max((step for step in there if step <= steps), default=0)
+    left = -(-steps // every) - done // every if done < steps else 0
+    return min(left, max(1, KEPT + 1 - len(there)))
+
+
+def _half_written(setup: Setup) -> int:
+    """Bytes of a state that a kill cut short; it is deleted before anything is written."""
+    return sum(file.stat().st_size for file in (setup.folder / STATES).glob(".*.part/*"))
