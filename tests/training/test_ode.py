@@ -13,6 +13,7 @@ from torch import Tensor
 from diag_core import CacheConfig, DiagonalSchedule, SeededNoise, WanConfig, WanDiT, generate
 from diag_core.noise_schedule import add_noise
 from training.recipes.distillation import OdeInitRecipe, OdePairsRecipe
+from training.stages.begin import begin
 from training.stages.ode_init import OdeInit, draw_picks, points_at
 from training.stages.ode_pairs import OdePairs, load_pairs, make_pairs, trajectories
 
@@ -108,6 +109,14 @@ def test_a_damaged_shard_is_told(tmp_path: Path, teacher: WanDiT) -> None:
 
 def test_missing_pairs_say_which_stage_makes_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run the stage ode-pairs first"):
+        load_pairs(tmp_path)
+
+
+def test_a_part_of_the_pairs_is_not_taken_for_all(tmp_path: Path, teacher: WanDiT) -> None:
+    begin(tmp_path, RECIPE, {})
+    make(tmp_path, teacher)
+    (tmp_path / "pairs_0001.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"pairs_0001\.safetensors is not made yet: run the stage ode-pairs first"):
         load_pairs(tmp_path)
 
 

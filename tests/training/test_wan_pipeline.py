@@ -168,6 +168,35 @@ def test_the_shards_of_pairs_can_be_shared_out(world: World, tmp_path: Path) -> 
         assert torch.equal(own, load_file(world.out / "ode_pairs" / name)["points"])
 
 
+def test_ode_init_takes_all_pairs_and_always_the_same(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = world.layouts["original"]
+
+    def pairs(shards: int, out: Path) -> Path:
+        fields = ["steps=4", f"shards={shards}", "pairs_a_shard=2", "points=1000,750,500"]
+        assert world.stage("ode-pairs", model, *fields, out=out) == 0
+        return out / "ode_pairs"
+
+    def refused(*more: str) -> str:
+        capsys.readouterr()
+        assert world.stage("ode-init", model, *more, out=tmp_path) == 2
+        return capsys.readouterr().err
+
+    folder = pairs(3, tmp_path)
+    (folder / "pairs_0001.safetensors").unlink()  # as if ode-pairs had been stopped
+    assert "1 of its shards are not made yet, such as pairs_0001.safetensors" in (told := refused())
+    assert "Run ode-pairs again, which goes on, or with shards=1 to train on those that are there" in told
+    assert not (tmp_path / "ode_init").exists()
+    pairs(1, tmp_path)
+    assert not (folder / "pairs_0001.safetensors").exists()
+    assert world.stage("ode-init", model, "steps=1", out=tmp_path) == 0
+    (tmp_path / "ode_init.safetensors").unlink()
+    assert "was begun with other inputs: pairs was" in refused("--pairs", str(pairs(2, tmp_path / "other")))
+    pairs(3, tmp_path)
+    assert "was begun with other inputs: pairs was" in refused()
+
+
 def export_and_generate(world: World, result: Path, file: Path) -> None:
     """The checkpoint `file` of a stage's output folder, and a video beside it."""
     with pytest.warns(UserWarning, match="ComfyUI will misread"):  # of the small width of its text

@@ -35,6 +35,7 @@ from ..distributed import agreement, from_main, is_main, rank, world_size
 from ..io import checksum, load_tensors, remove_leftovers, save_tensors
 from ..precision import guided_flow, precision_of
 from ..recipes.distillation import OdePairsRecipe
+from .begin import FILE as BEGUN
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,16 @@ def shard_name(number: int) -> str:
     return f"pairs_{number:04d}.safetensors"
 
 
+def missing_shards(folder: Path) -> list[int]:
+    """Numbers of the shards that the folder is to have and has not. None are missing where shards stand alone, without
+    what they were begun with."""
+    begun = folder / BEGUN
+    if not begun.exists():
+        return []
+    count = json.loads(begun.read_text(encoding="utf-8"))["recipe"]["shards"]
+    return [number for number in range(count) if not (folder / shard_name(number)).exists()]
+
+
 def _alone(recipe: OdePairsRecipe, folder: Path, part: tuple[int, int]) -> Iterator[tuple[int, bool]]:
     """(number, True) of each shard that is this process's and not there."""
     for number in range(part[0], recipe.shards, part[1]):
@@ -163,11 +174,15 @@ def load_pairs(folder: Path) -> OdePairs:
     """All shards of a folder.
 
     Raises:
-        ValueError: there are none, or a shard is damaged.
+        ValueError: there are none, some are not made yet, or a shard is damaged.
     """
     paths = sorted(folder.glob("pairs_*.safetensors"))
     if not paths:
         raise ValueError(f"no pairs_*.safetensors in {folder}: run the stage ode-pairs first")
+    if missing := missing_shards(folder):
+        raise ValueError(
+            f"{folder / shard_name(missing[0])} is not made yet: run the stage ode-pairs first, it goes on"
+        )
     shards = [load_tensors(path) for path in paths]
     for path, (tensors, metadata) in zip(paths, shards, strict=True):
         if [checksum(row) for row in tensors["points"]] != json.loads(metadata.get("checksums", "[]")):

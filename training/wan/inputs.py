@@ -21,6 +21,7 @@ from ..checkpoint import KEPT, saved
 from ..compilation import require_compiler
 from ..recipes.distillation import LoopRecipe
 from ..recipes.wan import WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe, WanRecipe
+from ..stages.ode_pairs import missing_shards, shard_name
 from ..trainer import STATES
 from .embeddings import EmbeddingError, Embeddings
 from .memory import GIB, Memory, distil_memory, init_memory, lora_parameters, pairs_memory, parameters
@@ -263,6 +264,12 @@ def _open_pairs(inputs: Inputs, setup: Setup) -> None:
         inputs.wrong.append(str(error))
         return
     inputs.pairs = pairs
+    if missing := missing_shards(setup.pairs_folder):
+        way = f", or with shards={missing[0]} to train on those that are there" if missing[0] else ""
+        inputs.wrong.append(
+            f"{setup.pairs_folder}: {len(missing)} of its shards are not made yet, such as {shard_name(missing[0])}. "
+            f"Run ode-pairs again, which goes on{way}"
+        )
     inputs.found.append(f"pairs: {setup.pairs_folder}, {len(pairs.prompts):,} trajectories")
     header, own = inputs.headers.get("generator"), tuple(pairs.points.shape[2:])
     if header is not None:

@@ -5,6 +5,7 @@ Legend: N trajectories, P stored points, B of a batch, C latent channels, F late
 
 from __future__ import annotations
 
+import hashlib
 import json
 from bisect import bisect_right
 from itertools import accumulate
@@ -61,6 +62,9 @@ _AGAIN = "Delete it and run ode-pairs again, which makes this shard anew"
 class PairsOnDisk:
     """As `training.stages.ode_pairs.OdePairs`, from headers alone.
 
+    Attributes:
+        digest: of all the trajectories' checksums and prompts, by which shards they are in.
+
     Raises:
         PairError: there are none, or a shard is damaged or of another kind than the first.
     """
@@ -73,6 +77,7 @@ class PairsOnDisk:
         checksums: list[list[int]] = []
         levels: list[Tensor] = []
         self.prompts: list[str] = []
+        digest = hashlib.sha256()
         for path in paths:
             try:
                 file = SafetensorsFile(path)
@@ -92,7 +97,9 @@ class PairsOnDisk:
             shapes.append(shape[1:])
             checksums.append(sums)
             self.prompts += prompts
+            digest.update(json.dumps([path.name, sums, prompts]).encode())
         self.points, self.sigmas = PointsOnDisk(paths, checksums, shapes[0]), levels[0]
+        self.digest = digest.hexdigest()
         self.bytes = sum(path.stat().st_size for path in paths)
 
     def check(self, part: int, parts: int) -> None:

@@ -81,13 +81,11 @@ def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, 
                 log.info("%s: checking %.1f GB of pairs", setup.stage, inputs.pairs.bytes / 1e9)
                 inputs.pairs.check(rank(), world_size())
         if is_main():
-            folder = setup.pairs_folder if isinstance(recipe, WanOdePairsRecipe) else setup.folder
-            # No iteration depends on how many there will be: a run may be ended early, or made longer.
-            loops = not isinstance(recipe, WanOdePairsRecipe)
-            begin(
-                folder, recipe, _identities(setup), free=("steps",) if loops else (),
-                result=setup.result if loops else None,
-            )  # fmt: skip
+            # No shard and no iteration depends on how many there will be: a stage may be ended early, or made longer.
+            if isinstance(recipe, WanOdePairsRecipe):
+                begin(setup.pairs_folder, recipe, _identities(setup, inputs), free=("shards",))
+            else:
+                begin(setup.folder, recipe, _identities(setup, inputs), free=("steps",), result=setup.result)
     if isinstance(recipe, WanOdePairsRecipe):
         _make_pairs(recipe, setup, inputs, device, part)
     elif finished:
@@ -230,7 +228,7 @@ def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {strip_wrappers(name): tensor for name, tensor in weights.items()}
 
 
-def _identities(setup: Setup) -> dict[str, str]:
+def _identities(setup: Setup, inputs: Inputs) -> dict[str, str]:
     """What the stage is made from, whatever its path."""
     files = {
         "generator": setup.generator, "generator-lora": setup.generator_lora, "teacher": setup.teacher,
@@ -239,4 +237,6 @@ def _identities(setup: Setup) -> dict[str, str]:
     used = {name: fingerprint(path) for name, path in files.items() if path is not None}
     if setup.embeddings is not None:
         used["embeddings"] = fingerprint(setup.embeddings / "index.json")
+    if inputs.pairs is not None:
+        used["pairs"] = inputs.pairs.digest
     return used
