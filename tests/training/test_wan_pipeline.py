@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -215,13 +216,31 @@ def test_an_exported_checkpoint_says_how_it_is_sampled(
 ) -> None:
     file = tmp_path / "student.safetensors"
     export_and_generate(world, world.out, file)
-    assert "schedule 4322222, shift 5, KV noise 100" in capsys.readouterr().out
+    told = capsys.readouterr().out.splitlines()[0]  # of the export; then the video's
+    assert told.startswith(f"{world.out / 'stage2.safetensors'} -> {file}: ")
+    assert told.endswith("schedule 4322222, shift 5, KV noise 100")
     with safe_open(str(file), framework="pt") as opened:
         metadata = opened.metadata()
         assert opened.get_tensor("patch_embedding.weight").dtype == torch.bfloat16
         assert set(opened.keys()) == set(random_dit().state_dict())  # original keys, no prefix
     assert json.loads(metadata["config"]) == {"transformer": {"causal_ar": True}}
     assert json.loads(metadata["diagdistill"])["settings"]["title"] == "Wan 2.1, stage 2"
+
+
+def test_an_export_says_which_stages_are_not_finished(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(world.out / "stage1.safetensors", tmp_path)
+    for stage in ("stage1", "stage2"):
+        (tmp_path / stage).mkdir()
+        shutil.copy(world.out / stage / "recipe.json", tmp_path / stage)
+    file = tmp_path / "student.safetensors"
+    assert main(["export", str(tmp_path), "--out", str(file)]) == 0
+    taken, unfinished = capsys.readouterr().out.splitlines()
+    assert taken.startswith(f"{tmp_path / 'stage1.safetensors'} -> {file}: ")
+    assert unfinished.startswith(f"{tmp_path / 'stage2'} has begun and is not finished")
+    assert main(["export", str(tmp_path / "stage1.safetensors"), "--out", str(file), "--overwrite"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1  # which was asked for by name
 
 
 @pytest.mark.parametrize("alpha", [0.0, 2.0])

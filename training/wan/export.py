@@ -9,6 +9,7 @@ import torch
 from diag_core.checkpoint import convert, read_header
 from diag_core.safetensors_file import SafetensorsFile
 
+from ..stages.begin import FILE as BEGUN
 from .lora import lora_path, save_lora
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -22,7 +23,7 @@ def export(result: Path, out: Path, *, dtype: str = "bf16", lora: bool = False, 
         lora: the LoRA alone, of a run with lora.rank, for LoraLoaderModelOnly.
 
     Returns:
-        what was written, in words.
+        what was taken and written, in words; of an output folder also which stages it has no result of yet.
 
     Raises:
         ValueError: there is no such result, it is of another kind, or `out` cannot be used.
@@ -37,7 +38,12 @@ def export(result: Path, out: Path, *, dtype: str = "bf16", lora: bool = False, 
     source = find_result(result)
     if out.resolve() in (source.resolve(), lora_path(source).resolve()):
         raise ValueError(f"--out {out}: this is the result itself; give another name")
-    return _export_lora(source, out, dtype) if lora else _export_model(source, out, dtype)
+    written = _export_lora(source, out, dtype) if lora else _export_model(source, out, dtype)
+    taken = lora_path(source) if lora else source
+    return "\n".join([f"{taken} -> {out}: {written}", *_unfinished(result, source)])
+
+
+_LATEST_FIRST = ("stage2", "stage2_longlive", "stage1", "ode_init")
 
 
 def find_result(path: Path) -> Path:
@@ -48,12 +54,24 @@ def find_result(path: Path) -> Path:
         raise ValueError(
             f"{path}: there is no such result. Give the .safetensors file that a stage wrote, or its folder"
         )
-    for name in ("stage2", "stage2_longlive", "stage1", "ode_init"):
+    for name in _LATEST_FIRST:
         if (path / f"{name}.safetensors").is_file():
             return path / f"{name}.safetensors"
     begun = any(path.glob("*/recipe.json"))
     why = "no stage in it is finished: run the same command again, it goes on" if begun else "it holds no result"
     raise ValueError(f"{path}: {why}. A result is ode_init, stage1 or stage2.safetensors")
+
+
+def _unfinished(result: Path, source: Path) -> list[str]:
+    """A line for each later stage of the folder that has begun and could be taken for the one that was exported."""
+    if not result.is_dir():
+        return []
+    later = _LATEST_FIRST[: _LATEST_FIRST.index(source.stem)]
+    return [
+        f"{result / name} has begun and is not finished: give its command again, then export again with --overwrite"
+        for name in later
+        if (result / name / BEGUN).exists()
+    ]
 
 
 def _export_model(source: Path, out: Path, dtype: str) -> str:
@@ -66,7 +84,7 @@ def _export_model(source: Path, out: Path, dtype: str) -> str:
     convert(source, out, dtype=DTYPES[dtype])
     settings = header.settings
     return (
-        f"{out}: {header.parameters:,} parameters in {dtype}, schedule {settings.schedule}, shift {settings.shift:g}, "
+        f"{header.parameters:,} parameters in {dtype}, schedule {settings.schedule}, shift {settings.shift:g}, "
         f"KV noise {settings.kv_noise:g}"
     )
 
@@ -80,4 +98,4 @@ def _export_lora(source: Path, out: Path, dtype: str) -> str:
     metadata = {name: text for name, text in file.metadata.items() if name != "format"}
     save_lora(out, tensors, metadata, dtype=DTYPES[dtype])
     layers = sum(name.endswith(".lora_A.weight") for name in tensors)
-    return f"{out}: a LoRA of {layers} layers in {dtype}; load it onto the checkpoint that the stage began with"
+    return f"a LoRA of {layers} layers in {dtype}; load it onto the checkpoint that the stage began with"
