@@ -99,6 +99,16 @@ def test_a_model_is_loaded_by_shares(tmp_path: Path) -> None:
         assert json.loads((tmp_path / f"memory_{rank}.json").read_text()) < 0.75 * size
 
 
+def test_commands_for_one_process_say_so(folder: Path, tmp_path: Path) -> None:
+    given = ["--prompts", folder / "prompts.txt", "--text-encoder", folder / "umt5", "--out", tmp_path / "out"]
+    for command in (["embed", *given], ["export", folder / "one", "--out", tmp_path / "out.safetensors"]):
+        (tmp_path / "commands.json").write_text(json.dumps([list(map(str, command))]))
+        (first, told), (second, silent) = ended(start(f"commands={tmp_path}"))
+        assert (first, second) == (2, 2)
+        assert f"error: {command[0]} is for one process: run it without torchrun" in told and "error" not in silent
+    assert [path.name for path in tmp_path.iterdir()] == ["commands.json"]
+
+
 def test_what_is_wrong_is_told_once_and_nothing_is_begun(folder: Path, tmp_path: Path) -> None:
     (command := commands(folder, tmp_path / "out")[0]).append("negative_prompt=never embedded")
     (tmp_path / "commands.json").write_text(json.dumps([command]))

@@ -85,6 +85,7 @@ def _add_stage(command: argparse.ArgumentParser) -> None:
 def _embed(options: argparse.Namespace) -> None:
     from diag_core.text import UMT5Encoder, encoder_identity
 
+    _require_one_process("embed")
     for name in ("limit", "shard_size", "text_len"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -153,7 +154,15 @@ def _setup(options: argparse.Namespace, recipe: WanRecipe, gpus: int, device: to
 
 
 def _export(options: argparse.Namespace) -> None:
+    _require_one_process("export")
     print(export(options.result, options.out, dtype=options.dtype, lora=options.lora, overwrite=options.overwrite))  # noqa: T201
+
+
+def _require_one_process(command: str) -> None:
+    """ValueError, told by one of them, where torchrun started several that would write the same files."""
+    with session(torch.device("cpu")), agreement():
+        if world_size() > 1:
+            raise ValueError(f"{command} is for one process: run it without torchrun")
 
 
 def _device(name: str | None) -> torch.device:
