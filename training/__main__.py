@@ -19,6 +19,7 @@ from .recipes.moving_digits import RECIPES
 from .recipes.toy import ToyRecipe, toy, toy_smoke
 from .stages import moving_digits, toy_teacher
 from .stages.autoencoder import data_of
+from .stopping import Stopped
 from .wan import commands as wan
 
 
@@ -35,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201 - this is the command line
         return 130
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        return stopped.status
     except (ValueError, OSError, Collapse, FloatingPointError) as error:
         print(f"error: {_told(error)}", file=sys.stderr)  # noqa: T201
         return 2

@@ -2,8 +2,9 @@
 
 An update draws all it needs from the seed and its own number, and a state holds all that updates change, so a run that
 was killed at any moment and resumed on the same machine, by as many processes, ends with the same weights as one that
-was not. All processes of a training run this loop alike; what they log is the mean of all, and process 0 writes it. The
-loop knows nothing of losses and models: a `Task` has them.
+was not. One that is told to stop (`stopping`) saves its state first, so that no iteration is lost. All processes of a
+training run this loop alike; what they log is the mean of all, and process 0 writes it. The loop knows nothing of
+losses and models: a `Task` has them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +22,12 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
-from .distributed import agreement, from_main, is_main, mean
+from .distributed import agreement, from_all, from_main, is_main, mean
 from .io import remove_leftovers
 from .logbook import Logbook
 from .metrics import Collapse, HealthWatch, require_finite
 from .recipes.distillation import LoopRecipe
+from .stopping import Stopped, status_of, stop_signals
 from .videos import save_videos
 
 log = logging.getLogger(__name__)
@@ -91,6 +94,7 @@ def train(
         ValueError: the saved state is damaged, of another model, or beyond the recipe's end; Weights & Biases is asked
             for and cannot be used.
         OSError: a full disk, say; the last saved state stays whole.
+        Stopped: it was told to stop, and has saved its state.
         SystemExit: one of these, on processes other than the first, which tells it.
     """
     with agreement():
@@ -107,12 +111,13 @@ def train(
         book = Logbook(folder, done, wandb=recipe.wandb, settings=dataclasses.asdict(recipe))
     pending: dict[str, list[Tensor]] = {}
     progress = Progress(time.monotonic(), done, done, recipe.steps)
-    try:
+    with stop_signals() as signals, closing(book), _ways_told(folder):
         for step in range(done, last):
             for key, value in task.update(step).items():
                 pending.setdefault(key, []).append(value.detach())
             progress = Progress(progress.began, progress.first, step + 1, recipe.steps)
-            at_end = progress.done == last
+            stop = max(from_all(signals.number))  # whichever process got it
+            at_end = progress.done == last or stop > 0
             # Read back rarely, for it waits for the device; but before every save, so that no state holds a NaN.
             if progress.done % recipe.log_every == 0 or progress.done % recipe.save_every == 0 or at_end:
                 values = mean({key: torch.stack(parts).mean() for key, parts in pending.items()})
@@ -128,10 +133,9 @@ def train(
             if progress.done % recipe.save_every == 0 or at_end:
                 state = {"step": progress.done, "bad": 0 if watch is None else watch.bad, "task": task.state_dict()}
                 checkpoint.save(folder / STATES, progress.done, state)
-    except Collapse as collapse:
-        raise Collapse(f"{collapse}. {_ways_on(folder)}") from None
-    finally:
-        book.close()
+            if stop:
+                told = f"{name}: stopped after iteration {progress.done}, of which the state is saved"
+                raise Stopped(told, stop) if is_main() else SystemExit(status_of(stop))
 
 
 def _resume(name: str, task: Task, recipe: LoopRecipe, folder: Path) -> tuple[int, int]:
@@ -144,16 +148,20 @@ def _resume(name: str, task: Task, recipe: LoopRecipe, folder: Path) -> tuple[in
     return int(state["step"]), int(state["bad"])
 
 
-def _ways_on(folder: Path) -> str:
-    """What can be done with a run that has collapsed."""
-    anew = f"another output folder, or {folder} to be deleted"
-    states = checkpoint.saved(folder / STATES)
-    if not states:
-        return f"No state was saved before. Other settings need {anew}"
-    return (
-        f"To have the weights from before, set steps to {' or '.join(map(str, states))}, of which there are saved "
-        f"states: the same command then ends the stage there. Other settings need {anew}"
-    )
+@contextmanager
+def _ways_told(folder: Path) -> Iterator[None]:
+    """Adds to a Collapse what can be done with the run."""
+    try:
+        yield
+    except Collapse as collapse:
+        way = "No state was saved before"
+        if states := checkpoint.saved(folder / STATES):
+            way = (
+                f"To have the weights from before, set steps to {' or '.join(map(str, states))}, of which there are "
+                "saved states: the same command then ends the stage there"
+            )
+        anew = f"Other settings need another output folder, or {folder} to be deleted"
+        raise Collapse(f"{collapse}. {way}. {anew}") from None
 
 
 def _look(name: str, gallery: Gallery, watch: HealthWatch, step: int, book: Logbook, folder: Path) -> None:

@@ -33,6 +33,7 @@ from training.rollout import rollout
 from training.stages.distil import Distil
 from training.stages.ode_init import OdeInit
 from training.stages.ode_pairs import OdePairs
+from training.stopping import Stopped
 from training.trainer import train
 from training.wan.gallery import sample_latents
 from training.wan.loading import load_model
@@ -254,6 +255,9 @@ def main(pairs: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
     return 0
 
 

@@ -136,6 +136,22 @@ def test_whichever_process_is_killed_the_rest_ends_and_all_go_on_to_the_same_wei
     assert not list(folder.rglob(".*.part"))
 
 
+def test_if_one_process_is_told_to_stop_all_do_and_go_on_to_the_same_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    processes = start(f"long={folder}")
+    while len(read_log(folder)) < 3 and all(process.poll() is None for process in processes):
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    (first, told), (second, silent) = ended(processes)
+    assert (first, second) == (128 + signal.SIGTERM, 128 + signal.SIGTERM)
+    assert "distil: stopped after iteration" in told and "stopped" not in silent
+    state = checkpoint.newest(folder / "checkpoints")
+    assert state is not None and int(state.name[5:]) == read_log(folder)[-1]["step"]  # no iteration is lost
+    run(f"rest={folder}")
+    whole, resumed = end(tmp_path / "undisturbed"), end(folder)
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 # -- what is said when something is wrong ----------------------------------------------------------------------------
 
 

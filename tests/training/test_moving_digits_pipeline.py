@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from training.__main__ import main
 from training.distillation_pictures import draw_playing
 from training.logbook import read_log
 from training.recipes.moving_digits import cpu, smoke
+from training.stages.distil import Distil
 from training.stages.moving_digits import STAGES
 
 RESULTS = ("vae", "classifier", "looks", "motion", "videos", "whole", "teacher", "ode_init", "stage1", "stage2", "dit")
@@ -192,6 +194,26 @@ def test_a_stage_is_ended_early_and_goes_on_later(done: Path, tmp_path: Path, to
     result.unlink()
     assert toy(tmp_path, *stage) == 0
     assert result.read_bytes() == (done / "stage1.safetensors").read_bytes()
+
+
+def test_a_stage_that_is_told_to_stop_goes_on(done: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("vae", "classifier", "teacher", "ode_init"):
+        (tmp_path / f"{name}.safetensors").write_bytes((done / f"{name}.safetensors").read_bytes())
+    update = Distil.update
+
+    def told(task: Distil, step: int) -> dict[str, torch.Tensor]:
+        signal.raise_signal(signal.SIGTERM)
+        return update(task, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distil, "update", told)
+        assert toy(tmp_path, "--stage", "stage1") == 128 + signal.SIGTERM
+    line = capsys.readouterr().err
+    assert line == (
+        "stage1: stopped after iteration 1, of which the state is saved; the same command goes on from here\n"
+    )
+    assert toy(tmp_path, "--stage", "stage1") == 0
+    assert (tmp_path / "stage1.safetensors").read_bytes() == (done / "stage1.safetensors").read_bytes()
 
 
 def test_fields_that_weights_do_not_depend_on_may_change(done: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import math
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,25 +18,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import trainer
+from training import checkpoint, trainer
 from training.ema import EMA
 from training.logbook import Logbook, read_log
 from training.metrics import Collapse, HealthLimits
 from training.recipes.distillation import LoopRecipe
+from training.stopping import Stopped
 from training.trainer import train
 
 RECIPE = LoopRecipe(steps=7, save_every=3, log_every=2, sample_every=2, sample_prompts=2)
 
 
 class Counter:
-    """Adds up numbers that depend on the step; an update may be told to fail."""
+    """Adds up numbers that depend on the step; an update may be told to fail, or get signals."""
 
-    def __init__(self, fail_at: int | None = None, nan_at: int | None = None) -> None:
-        self.total, self.fail_at, self.nan_at = torch.zeros(3), fail_at, nan_at
+    def __init__(
+        self, fail_at: int | None = None, nan_at: int | None = None, signals_at: Mapping[int, list[int]] | None = None
+    ) -> None:
+        self.total, self.fail_at, self.nan_at, self.signals_at = torch.zeros(3), fail_at, nan_at, signals_at or {}
 
     def update(self, step: int) -> dict[str, Tensor]:
         if step == self.fail_at:
             raise KeyboardInterrupt
+        for number in self.signals_at.get(step, []):
+            signal.raise_signal(number)
         self.total = self.total * 1.1 + torch.randn(3, generator=torch.Generator().manual_seed(step))
         return {"loss": self.total.sum() if step != self.nan_at else torch.tensor(math.nan)}
 
@@ -99,6 +105,45 @@ def test_a_run_cannot_end_before_its_oldest_state(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step_000001_kept" / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"iterations 3 and 6, all beyond steps=2\. Set steps to 3 or more"):
         train("x", Counter(), replace(RECIPE, steps=2), tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("told_at", range(7))
+def test_told_to_stop_it_saves_its_iteration_and_ends_the_same(tmp_path: Path, number: int, told_at: int) -> None:
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    whole, resumed = Counter(), Counter()
+    train("x", whole, RECIPE, tmp_path / "whole")
+    with pytest.raises(Stopped, match=f"x: stopped after iteration {told_at + 1}, of which the state") as stopped:
+        train("x", Counter(signals_at={told_at: [number]}), RECIPE, tmp_path / "cut")
+    assert stopped.value.status == 128 + number
+    assert saved(tmp_path / "cut")[-1] == told_at + 1
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+    train("x", resumed, RECIPE, tmp_path / "cut")
+    assert torch.equal(whole.total, resumed.total)
+
+
+def test_ctrl_c_twice_does_not_wait(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train("x", Counter(signals_at={1: [signal.SIGINT, signal.SIGINT]}), RECIPE, tmp_path)
+    assert saved(tmp_path) == []
+    # Of SIGTERM some clusters send several.
+    with pytest.raises(Stopped):
+        train("x", Counter(signals_at={1: [signal.SIGTERM, signal.SIGTERM]}), RECIPE, tmp_path)
+    assert saved(tmp_path) == [2]
+
+
+def test_ctrl_c_in_the_last_save_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = checkpoint.save
+
+    def interrupted(folder: Path, step: int, state: Mapping[str, Any]) -> None:
+        save(folder, step, state)
+        if step == RECIPE.steps:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train("x", Counter(), RECIPE, tmp_path)
+    assert saved(tmp_path) == [6, 7]
 
 
 def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
