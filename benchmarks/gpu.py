@@ -57,7 +57,7 @@ PARTS = (
     Part("no-graphs", "1.3B, without CUDA graphs", ("--no-graphs",), 2),
     Part("no-kernels", "1.3B, PyTorch's operations in place of the kernels", ("--kernels", "torch"), 2),
     Part("sdpa", "1.3B, PyTorch's attention", ("--attention", "sdpa"), 2),
-    Part("sage", "1.3B, SageAttention", ("--attention", "sage"), 2),
+    Part("sage", "1.3B, SageAttention, without CUDA graphs", ("--attention", "sage"), 2),
     Part("fp8", "1.3B, FP8 linear layers", ("--fast", "on", "--fp8"), 2),
     Part("compiled", "1.3B, feed-forward layers by torch.compile", ("--fast", "on", "--compile"), 4),
     Part("self-forcing", "4 steps a chunk, clean commit, no window", ("--preset", "self-forcing"), 2),

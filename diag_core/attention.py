@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -19,6 +20,18 @@ class Attention(Protocol):
     """q [B,N,H,D], k and v [B,M,H,D] -> [B,N,H,D]; mask [N,M] bool, True where attended."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Uncaptured:
+    """Attention that CUDA graphs may miss: a replay would read what an earlier forward left, and nothing would fail."""
+
+    attend: Attention
+    why: str
+    """for a log"""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.attend(q, k, v, mask)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -71,7 +84,9 @@ def _flash4() -> Attention:
 
 def _sage() -> Attention:
     kernel = importlib.import_module("sageattention").sageattn
-    return _dense(lambda q, k, v: kernel(q, k, v, tensor_layout="NHD"))
+    # As of 2.2: https://github.com/thu-ml/SageAttention/pull/380
+    why = "SageAttention launches its kernels on the default stream, which no capture sees"
+    return Uncaptured(_dense(lambda q, k, v: kernel(q, k, v, tensor_layout="NHD")), why)
 
 
 _BACKENDS: dict[str, tuple[Callable[[], Attention], str]] = {

@@ -16,7 +16,7 @@ import comfy.patcher_extension
 import torch
 
 from ..diag_core import WanConfig
-from ..diag_core.attention import Attention
+from ..diag_core.attention import Attention, Uncaptured
 from ..diag_core.fast import FastDiT, why_not
 from .comfy_model import comfy_attention, is_stock
 
@@ -98,7 +98,8 @@ def _attention(device: torch.device) -> Attention | str:
     attention = comfy.ldm.modules.attention
     if attention.optimized_attention is attention.attention_pytorch or device.type == "cpu":
         return "auto"
-    return comfy_attention(device, {})
+    why = "ComfyUI's attention is not PyTorch's, and a capture may not see its kernels (as with SageAttention)"
+    return Uncaptured(comfy_attention(device, {}), why)
 
 
 def _release_on_unload(patcher: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention import Attention, attention_backend
+from ..attention import Attention, Uncaptured, attention_backend
 from ..config import WanConfig
 from ..kv_cache import KVCache
 from ..layers import pad_text
@@ -78,7 +78,7 @@ class FastDiT:
         text_len: length to pad prompts to; that of the config when left out.
         attention: a back end, or "auto": the fastest one here, by a short measurement when the first chunk is sampled.
         kernels: "triton", "torch", or "auto": Triton on a GPU that has it.
-        graphs: capture CUDA graphs; never on a CPU.
+        graphs: capture CUDA graphs; never on a CPU, nor of attention that is `Uncaptured`.
         fp8: linear layers in FP8, which changes the results a little; weights must not be changed in place then.
         compiled: feed-forward layers by torch.compile.
 
@@ -116,10 +116,13 @@ class FastDiT:
         self.dtype: torch.dtype = dtype or model.patch_embedding.weight.dtype
         self.text_len = self.config.text_len if text_len is None else text_len
         self.ops = operations(kernels, self.device)
-        self.graphs = graphs and self.device.type == "cuda"
         self.choice: AttentionChoice | None = None
         """how the attention back end was chosen, once it was measured"""
         self._attention = attention_backend(attention) if isinstance(attention, str) else attention
+        self.graphs = graphs and self.device.type == "cuda"
+        if self.graphs and isinstance(self._attention, Uncaptured):
+            log.warning("the fast path goes without CUDA graphs: %s", self._attention.why)
+            self.graphs = False
         self._measures = attention == "auto" and self.device.type == "cuda"
         self._lender, self._shared = Lender(), SharedPool()
         self._blocks: list[FastBlock] = []

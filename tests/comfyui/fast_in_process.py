@@ -52,6 +52,7 @@ class Said(logging.Handler):
 
 def main(comfyui: str) -> None:
     load_pack(comfyui)
+    import comfy.ldm.modules.attention
     import comfy.model_management
     import torch
     from pack.diag_core import WanConfig, WanDiT
@@ -138,6 +139,14 @@ def main(comfyui: str) -> None:
     compare("partial offload", others)
     weight_function.clear()
     compare("fp8", new("fp8_e4m3fn"))
+
+    attention = comfy.ldm.modules.attention
+    before = attention.optimized_attention
+    for chosen in (attention.attention_pytorch, attention.attention_sub_quad):  # by ComfyUI's command line
+        attention.optimized_attention = chosen
+        taken = comfy_fast._attention(torch.device("cuda"))
+        FOUND[chosen.__name__] = taken if isinstance(taken, str) else getattr(taken, "why", "captured")
+    attention.optimized_attention = before
 
     sample(model, True)
     FOUND["before unloading"] = fast_of(model) is not None

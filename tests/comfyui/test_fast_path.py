@@ -48,6 +48,10 @@ def test_it_steps_aside(found: dict[str, Any], name: str, reason: str) -> None:
     assert case["difference"] == 0
 
 
+def test_graphs_are_for_pytorchs_attention(found: dict[str, Any]) -> None:
+    assert found["attention_pytorch"] == "auto" and "not PyTorch's" in found["attention_sub_quad"]
+
+
 def test_it_lives_as_long_as_the_loaded_weights(found: dict[str, Any]) -> None:
     assert found["kept from run to run"]
     assert found["before unloading"] and found["after unloading"]

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from diag_core import (
     generate,
     stream_chunks,
 )
+from diag_core.attention import Uncaptured, attention_backend, sdpa
 from diag_core.fast import FastDiT, accelerated, graphs, why_not
 from diag_core.fast.attention_choice import fastest_attention
 from diag_core.fast.forward import ChunkInputs
@@ -289,6 +291,24 @@ def test_a_capture_that_fails_is_done_without(model, monkeypatch, caplog):
     plain = video(model, "euler")
     torch.testing.assert_close(video(fast, "euler"), plain, atol=2e-4, rtol=2e-4)
     assert "without CUDA graphs: operation not permitted" in caplog.text and not fast.captured
+
+
+def test_attention_that_a_capture_may_miss_goes_without_graphs(model, monkeypatch, caplog):
+    def sageattn(q, k, v, tensor_layout):
+        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    monkeypatch.setitem(sys.modules, "sageattention", SimpleNamespace(sageattn=sageattn))
+    right = video(model, "euler")
+    torch.testing.assert_close(video(FastDiT(model, attention="sage"), "euler"), right, atol=2e-4, rtol=2e-4)
+    assert not caplog.text  # on a CPU there are no graphs anyway
+    monkeypatch.setattr(FastDiT, "device", torch.device("cuda"))
+    for attention in ("sage", attention_backend("sage"), Uncaptured(sdpa, "its kernels are SageAttention's")):
+        caplog.clear()
+        assert not FastDiT(model, attention=attention, kernels="torch").graphs
+        assert "without CUDA graphs" in caplog.text and "SageAttention" in caplog.text
+    for attention in ("sdpa", "auto", sdpa):
+        caplog.clear()
+        assert FastDiT(model, attention=attention, kernels="torch").graphs and not caplog.text
 
 
 def test_storage_goes_from_video_to_video(model):
