@@ -45,15 +45,16 @@ class FastDecoder:
     follows them.
 
     Args:
-        kernels: "triton", "torch", or "auto": Triton on a GPU that has it.
+        kernels: "triton", "torch", or "auto": Triton on a GPU where it runs.
         graphs: capture CUDA graphs; never on a CPU.
     """
 
     def __init__(self, vae: Any, *, kernels: str = "auto", graphs: bool = True) -> None:
         self.vae = vae
         device = next(vae.decoder.parameters()).device
+        ops = operations(kernels, device)
         for layers in [module for module in vae.decoder.modules() if isinstance(module, nn.ModuleList)]:
-            _fuse(layers, operations(kernels, device))
+            _fuse(layers, ops)
         lay_channels_last(vae.decoder)
         decode: Decode = vae.streaming_decoder().run
 

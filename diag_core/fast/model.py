@@ -77,7 +77,7 @@ class FastDiT:
         dtype: what to compute in; that of the weights when left out.
         text_len: length to pad prompts to; that of the config when left out.
         attention: a back end, or "auto": the fastest one here, by a short measurement when the first chunk is sampled.
-        kernels: "triton", "torch", or "auto": Triton on a GPU that has it.
+        kernels: "triton", "torch", or "auto": Triton on a GPU where it runs.
         graphs: capture CUDA graphs; never on a CPU, nor of attention that is `Uncaptured`.
         fp8: linear layers in FP8, which changes the results a little; weights must not be changed in place then.
         compiled: feed-forward layers by torch.compile.
