@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ from diag_core.bench import (
 )
 from diag_core.bench import text as text_module
 from diag_core.bench.measure import EARLY, LATE, MIN_CHUNKS, LongResult
-from diag_core.bench.meter import Memory, Meter, choose_device
+from diag_core.bench.meter import Memory, Meter, choose_device, limit_memory
 from diag_core.bench.rig import to_rgb
 from diag_core.cli.bench import add_arguments, run, setting_from
 from diag_core.fast import FastDiT
@@ -506,10 +507,24 @@ def test_on_a_gpu_the_clock_waits_and_memory_is_the_gpus(monkeypatch: pytest.Mon
     assert calls == ["reset_peak_memory_stats", "synchronize", "memory_allocated", "max_memory_allocated"]
 
 
+def test_a_limit_is_set_on_the_chosen_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[tuple[float, int]] = []
+    for name, value in (("is_available", True), ("device_count", 1), ("current_device", 0), ("_lazy_init", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=int(80e9)))
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *limit: limits.append(limit), raising=False)
+    limit_memory(choose_device(None), int(20e9))
+    assert limits == [(0.25, 0)]
+    with pytest.raises(ValueError, match="a limit of 90 GB is none"):
+        limit_memory(choose_device("cuda"), int(90e9))
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device(None) == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert choose_device(None) == choose_device("cuda") == torch.device("cuda", 1)
     assert choose_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match="sees 2 CUDA devices"):
         choose_device("cuda:2")

@@ -27,7 +27,7 @@ class Memory:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device called `name`; None is the GPU where there is one.
+    """The device called `name`, a GPU by its number; None is the GPU where there is one.
 
     Raises:
         ValueError: neither a CPU nor a CUDA device, or one that is not there.
@@ -43,6 +43,8 @@ def choose_device(name: str | None) -> torch.device:
         raise ValueError(f"only cpu and cuda can be measured, not {name!r}")
     if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"there is no device {name!r} here: PyTorch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     return device
 
 
