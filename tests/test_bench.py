@@ -186,6 +186,17 @@ def test_the_fast_path_is_measured_where_it_is_asked_for() -> None:
     assert all(torch.allclose(ours.latents, plain.latents, atol=1e-4) for ours, plain in same)
 
 
+def test_the_error_is_that_of_the_graphs_that_were_timed() -> None:
+    """They belong to the storage of the videos, which goes to caches of the very same device alone."""
+    rig = Rig(dataclasses.replace(TINY, fast="on", decoder="none"))
+    for _ in rig.chunks():
+        pass
+    (before,) = rig.model._lender._idle
+    rig.device = torch.device("cpu:0")  # as a device may be called whose tensors say "cpu"
+    rig.forward_error()
+    assert list(rig.model._lender._idle) == [before]
+
+
 def test_fp8_is_measured_with_its_error() -> None:
     setting = dataclasses.replace(PRESETS["small"], width=32, height=32, latent_frames=3, fast="on", decoder="none")
     report = video_report(rig := Rig(dataclasses.replace(setting, fp8=True)), measure_video(rig, runs=1))

@@ -131,7 +131,7 @@ class Rig:
         def flow(model: Any) -> Tensor:
             cache = KVCache(
                 setting.model, setting.cache, batch=setting.batch, rows=rows, columns=columns,
-                total_frames=setting.chunks * setting.chunk_frames, dtype=plain.dtype, device=self.device,
+                total_frames=setting.chunks * setting.chunk_frames, dtype=plain.dtype, device=plain.device,
             )  # fmt: skip
             out: Tensor = model(latents, timestep, self.context, cache=cache)
             return out.float()
