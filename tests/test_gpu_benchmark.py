@@ -26,6 +26,7 @@ def test_the_parts_measure_what_they_say():
     found = settings()
     assert {part.name for part in gpu.PARTS} == {"checks", "baseline", *found}
     assert found["wan-vae"].decoder == "wan" and found["plain"].fast == "off" and found["fp8"].fp8
+    assert found["12-gb-wan-vae"].decode_frames == 1 and found["wan-vae"].decode_frames == 3
     assert not found["no-graphs"].graphs and found["no-kernels"].kernels == "torch"
     assert found["self-forcing"] == PRESETS["self-forcing"] and found["minute"] == PRESETS["minute"]
     assert found["wan-2.1"].forwards == 100 and found["batch-4"].batch == 4 and found["14b"].model.dim == 5120

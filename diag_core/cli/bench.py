@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sink", type=values.count, metavar="N", help="latent frames always kept")
     add("--batch", type=values.positive, metavar="N", help="videos at once")
     add("--decoder", choices=DECODERS, help="taehv: the tiny one; wan: Wan's own; none: latents only")
+    add("--decode-frames", type=values.positive, metavar="N", help="latent frames decoded at once (default: 3)")
     add("--dtype", choices=sorted(DTYPES), help="precision of weights and cache")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: the GPU where there is one)")
     add("--attention", choices=NAMES, help="attention back end")
@@ -83,6 +84,7 @@ def setting_from(options: argparse.Namespace) -> BenchSetting:
             "kv_noise",
             "batch",
             "decoder",
+            "decode_frames",
             "dtype",
             "device",
             "attention",

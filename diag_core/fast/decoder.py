@@ -1,4 +1,4 @@
-"""A VAE's streaming decoder for a GPU: channels-last, norm and SiLU as one kernel, each piece of a stream as a graph.
+"""A VAE's streaming decoder for a GPU: channels-last, norm and SiLU as one kernel, and the tiny VAE's pieces as graphs.
 
 Legend: B batch, C channels, f latent frames of a piece, t its pixel frames, H W sizes.
 """
@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from ..vae.streaming import Stream, StreamState
+from ..vae.wan import WanVAE
 from ..vae.wan_layers import RMSNorm
 from .graphs import Capturing
 from .kernel_choice import operations
 
 log = logging.getLogger(__name__)
+
+_ROOM_FOR_GRAPHS = 12e9  # bytes of a card; the tiny VAE's graph keeps 1.3 GB at 832x480
 
 Decode = Callable[[Tensor, StreamState], Tensor]
 """latents [B,C,f,h,w] of a piece, and what is remembered of those before -> pixels [B,3,t,H,W]"""
@@ -46,7 +49,8 @@ class FastDecoder:
 
     Args:
         kernels: "triton", "torch", or "auto": Triton on a GPU where it runs.
-        graphs: capture CUDA graphs; never on a CPU.
+        graphs: capture CUDA graphs, of the tiny VAE on a GPU of 12 GB or more. They keep for good what decoding takes
+            for a moment: for the Wan VAE 7.5 GB, and its launches hide behind its work anyway.
     """
 
     def __init__(self, vae: Any, *, kernels: str = "auto", graphs: bool = True) -> None:
@@ -62,12 +66,18 @@ class FastDecoder:
             with torch.cuda.device_of(latents):  # kernels and captures go to the current one
                 return self._pieces.run(latents, state) if self.graphs else decode(latents, state)
 
-        self.graphs = graphs and device.type == "cuda"
+        self.graphs = graphs and _worth_graphs(vae, device)
         self._pieces = PieceGraphs(decode)
         self._run = on_its_device
 
     def streaming_decoder(self) -> Stream:
         return Stream(self._run)
+
+
+def _worth_graphs(vae: Any, device: torch.device) -> bool:
+    if device.type != "cuda" or isinstance(vae, WanVAE):
+        return False
+    return bool(torch.cuda.get_device_properties(device).total_memory >= _ROOM_FOR_GRAPHS)
 
 
 def _fuse(layers: nn.ModuleList, ops: ModuleType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,6 +112,16 @@ def test_a_capture_that_fails_is_done_without(monkeypatch, caplog):
     ):
         torch.testing.assert_close(ours, right, atol=1e-6, rtol=1e-6)
     assert "without CUDA graphs: operation not permitted" in caplog.text
+
+
+def test_graphs_keep_memory_where_it_can_be_spared(monkeypatch):
+    there = 24e9
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=there))
+    tiny, wan, gpu = vae("tiny"), vae("wan"), torch.device("cuda", 0)
+    assert module._worth_graphs(tiny, gpu) and not module._worth_graphs(wan, gpu)
+    assert not module._worth_graphs(tiny, torch.device("cpu"))
+    there = 8e9
+    assert not module._worth_graphs(tiny, gpu)
 
 
 def test_it_is_taken_where_it_was_made_for():

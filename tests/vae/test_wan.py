@@ -75,6 +75,23 @@ def test_streams_equal_the_whole_for_any_split(small, pushes, batch):
 
 
 @torch.no_grad()
+def test_a_push_that_does_not_fit_goes_one_latent_frame_at_a_time(golden, monkeypatch):
+    vae = golden_vae(golden)
+    pieces = []
+    vae.conv2.register_forward_pre_hook(lambda _, x: pieces.append(x[0].shape[2]))
+    of_one = 6 * 8 * 4 * golden["decoded_unclamped"][:, 0, :4].numel()  # eight channels, in float32
+    for free, expected in ((3 * of_one, [3, 3]), (3 * of_one - 1, [1] * 6)):
+        monkeypatch.setattr("diag_core.vae.wan._free_bytes", lambda device, free=free: free)
+        pieces.clear()
+        stream = vae.streaming_decoder()
+        decoded = torch.cat([stream.push(piece) for piece in golden["latents"].split(3, dim=2)], dim=2)
+        assert pieces == expected
+        assert (decoded - golden["decoded_unclamped"]).abs().max() < 1e-4
+    with pytest.raises(ValueError, match="latents must be"):
+        vae.streaming_decoder().push(golden["latents"][0])
+
+
+@torch.no_grad()
 def test_the_state_of_a_stream_does_not_grow(small):
     decoder, encoder = small.streaming_decoder(), small.streaming_encoder()
     sizes = []
