@@ -55,9 +55,20 @@ class CausalTimeConv3d(nn.Conv3d):
 
 def _with_two_past(layer: nn.Module, x_BCTHW: Tensor, state: StreamState) -> Tensor:
     past = state.get(layer)
-    joined = F.pad(x_BCTHW, (0, 0, 0, 0, 2, 0)) if past is None else torch.cat([past, x_BCTHW], dim=2)
+    joined = _laid_out(F.pad(x_BCTHW, (0, 0, 0, 0, 2, 0)) if past is None else torch.cat([past, x_BCTHW], dim=2))
     state.keep(layer, joined[:, :, -2:])
     return joined
+
+
+def _laid_out(x_BCTHW: Tensor) -> Tensor:
+    """In half precision on a GPU a video lies channels-last, as cuDNN's kernels want it.
+
+    Where neither video nor weights do, PyTorch from 2.9 on leaves cuDNN 9.8 to 9.14 aside and unfolds the video for a
+    matrix product, in many times the memory (pytorch/pytorch#166643).
+    """
+    if x_BCTHW.is_cuda and x_BCTHW.element_size() == 2:
+        return x_BCTHW.contiguous(memory_format=torch.channels_last_3d)
+    return x_BCTHW
 
 
 def _per_frame(layer: Callable[[Tensor], Tensor], x_BCTHW: Tensor) -> Tensor:
@@ -126,10 +137,10 @@ class Downsample(nn.Module):
         past = state.get(self)
         state.keep(self, x_BCTHW[:, :, -1:])
         if past is not None:
-            return self.time_conv(torch.cat([past, x_BCTHW], dim=2))
+            return self.time_conv(_laid_out(torch.cat([past, x_BCTHW], dim=2)))
         if x_BCTHW.shape[2] == 1:
             return x_BCTHW
-        return torch.cat([x_BCTHW[:, :, :1], self.time_conv(x_BCTHW)], dim=2)
+        return torch.cat([x_BCTHW[:, :, :1], self.time_conv(_laid_out(x_BCTHW))], dim=2)
 
 
 class Upsample(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diag_core.vae import TinyVAE, VideoVAE, WanVAE, vae_from_state_dict
 
@@ -89,6 +90,30 @@ def test_a_push_that_does_not_fit_goes_one_latent_frame_at_a_time(golden, monkey
         assert (decoded - golden["decoded_unclamped"]).abs().max() < 1e-4
     with pytest.raises(ValueError, match="latents must be"):
         vae.streaming_decoder().push(golden["latents"][0])
+
+
+@torch.no_grad()
+def test_convolutions_over_time_are_given_what_cudnn_takes(golden, monkeypatch):
+    from diag_core.vae import wan_layers
+
+    with FakeTensorMode():  # tensors of a GPU, without one
+        for dtype, device, channels_last in (("bfloat16", "cuda", 1), ("float32", "cuda", 0), ("bfloat16", "cpu", 0)):
+            x = wan_layers._laid_out(torch.empty(1, 8, 3, 4, 5, dtype=getattr(torch, dtype), device=device))
+            assert x.is_contiguous(memory_format=torch.channels_last_3d) == bool(channels_last)
+
+    layouts = []
+    monkeypatch.setattr(wan_layers, "_laid_out", lambda x: x.contiguous(memory_format=torch.channels_last_3d))
+    vae = golden_vae(golden)
+    for layer in vae.modules():
+        if isinstance(layer, torch.nn.Conv3d) and layer.kernel_size != (1, 1, 1):
+            layer._conv_forward = lambda x, *weights, run=layer._conv_forward: (
+                layouts.append(x.is_contiguous(memory_format=torch.channels_last_3d)) or run(x, *weights)
+            )
+    assert (vae.decode(golden["latents"]) - golden["decoded_unclamped"]).abs().max() < 1e-4
+    assert (vae.encode(golden["pixels"]) - golden["encoded_normalised"]).abs().max() < 1e-4
+    stream = vae.streaming_encoder()
+    stream.push(golden["pixels"][:, :, :9])
+    assert all(layouts) and len(layouts) > 6 * 50
 
 
 @torch.no_grad()
