@@ -151,7 +151,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lora", type=Path, metavar="FILE", help="LoRA to merge")
     group.add_argument("--lora-strength", type=values.number, default=1.0, metavar="X", help="default: 1")
     group.add_argument(
-        "--dtype", choices=values.DTYPES, help="of the models (default: bfloat16 on a GPU, float32 on a CPU)"
+        "--dtype",
+        choices=values.DTYPES,
+        help="of the models (default: bfloat16 on a GPU that has it, else float16; float32 on a CPU)",
     )
     group.add_argument(
         "--device", default="auto", metavar="NAME", help="auto (a GPU where there is one), cpu, cuda, cuda:1"

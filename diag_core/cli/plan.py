@@ -81,7 +81,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         ValueError, OSError: what is wrong, where, and what to do.
     """
     checkpoint = _checkpoint(options.checkpoint)
-    device, dtype = _device(options.device), options.dtype
+    device = _device(options.device)
     attention_backend(options.attention)
     resume = options.resume
     before = read_request(resume) if resume else None
@@ -118,7 +118,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
         fp8=options.fp8,
         compiled=options.compile,
         device=device,
-        dtype=getattr(torch, dtype or ("float32" if device.type == "cpu" else "bfloat16")),
+        dtype=_dtype(options.dtype, device),
         image=options.image,
         video=options.video,
         save_state=options.save_state,
@@ -251,6 +251,21 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
     return device
+
+
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """What is asked for, else what the device is fast in.
+
+    Cards before Ampere (capability 8.0) only emulate bfloat16. Wan's DiT and both VAEs also run in float16; umT5, which
+    would overflow in it, is encoded in bfloat16 everywhere.
+    """
+    if name is not None:
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    if device.type == "cpu":
+        return torch.float32
+    emulated = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    return torch.float16 if emulated else torch.bfloat16
 
 
 def _given(options: argparse.Namespace) -> dict[str, object]:

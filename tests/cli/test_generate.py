@@ -17,6 +17,7 @@ from diag_core import SeededNoise, video
 from diag_core import generate as sample
 from diag_core.attention import sdpa
 from diag_core.cli import models as cli_models
+from diag_core.cli.plan import _dtype
 from diag_core.demo_text import DemoTextEncoder
 from diag_core.fast import FastDiT
 from diag_core.vae import WanVAE
@@ -378,8 +379,18 @@ def test_the_fast_path_makes_the_same_video(generate, monkeypatch):
     assert (decode("a.mp4").int() - decode("c.mp4").int()).abs().max() <= 2
 
 
-def test_bfloat16(generate):
-    assert generate("--prompt", "a 1", "--dtype", "bfloat16", "--out", "a.mp4").code == 0
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(generate, dtype):
+    assert generate("--prompt", "a 1", "--dtype", dtype, "--out", "a.mp4").code == 0
     assert generate("--prompt", "a 1", "--out", "b.mp4").code == 0
     difference = (decode("a.mp4").int() - decode("b.mp4").int()).abs().float().mean()
     assert 0 < difference < 40
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float16"), ((8, 0), "bfloat16"), ((12, 0), "bfloat16")])
+def test_a_card_computes_in_what_it_has(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for device in ("cuda", "cuda:1"):
+        assert _dtype(None, torch.device(device)) is getattr(torch, expected)
+    assert _dtype("float32", torch.device("cuda")) is torch.float32
+    assert _dtype(None, torch.device("cpu")) is torch.float32
