@@ -39,9 +39,9 @@ def fast_path(patcher: Any, config: WanConfig, dtype: torch.dtype) -> FastDiT | 
     stock = patcher.model.diffusion_model
     if patcher.load_device.type not in DEVICES:
         return None
-    reason = _foreign(stock) or why_not(stock, dtype)
+    reason = _foreign(stock) or why_not(stock, dtype) or _elsewhere(stock, patcher.load_device)
     if reason is not None:
-        log.info("Diagonal Sampler: plain path, as %s", reason)
+        log.warning("Diagonal Sampler: plain path, as %s", reason)
         release(stock)
         return None
     fast: FastDiT | None = getattr(stock, _KEY, None)
@@ -91,6 +91,12 @@ def _foreign(stock: Any) -> str | None:
         ):
             return f"another pack has changed block {number}"
     return None
+
+
+def _elsewhere(stock: Any, device: torch.device) -> str | None:
+    """Where the weights are that ComfyUI lends to its device layer by layer, as with --novram."""
+    found = stock.patch_embedding.weight.device
+    return None if found == device else f"its weights are on {found} and not on {device} (is ComfyUI saving VRAM?)"
 
 
 def _attention(device: torch.device) -> Attention | str:

@@ -42,7 +42,7 @@ class Said(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+        self.lines.append(f"{record.levelname}: {record.getMessage()}")
 
     def taken(self) -> str:
         """What was said of the plain path since the last call."""
@@ -60,6 +60,7 @@ def main(comfyui: str) -> None:
     from pack.diag_core.settings import CheckpointSettings
     from pack.nodes import comfy_bridge, comfy_fast
     from pack.nodes.choice import CUSTOM, SamplingChoice
+    from pack.nodes.comfy_model import check_model
     from pack.nodes.comfy_plan import Plan, check_room
     from pack.nodes.comfy_sampler import sample_latent
 
@@ -147,6 +148,11 @@ def main(comfyui: str) -> None:
         taken = comfy_fast._attention(torch.device("cuda"))
         FOUND[chosen.__name__] = taken if isinstance(taken, str) else getattr(taken, "why", "captured")
     attention.optimized_attention = before
+
+    others = model.clone()
+    others.load_device = torch.device("cuda", 0)  # and all weights on the CPU, as with --novram
+    FOUND["weights elsewhere"] = comfy_fast.fast_path(others, check_model(others), torch.float32) is None
+    FOUND["said of weights elsewhere"] = said.taken()
 
     sample(model, True)
     FOUND["before unloading"] = fast_of(model) is not None

@@ -48,6 +48,12 @@ def test_it_steps_aside(found: dict[str, Any], name: str, reason: str) -> None:
     assert case["difference"] == 0
 
 
+def test_it_steps_aside_for_weights_on_another_device(found: dict[str, Any]) -> None:
+    assert found["weights elsewhere"]
+    assert "WARNING" in found["said of weights elsewhere"]
+    assert "its weights are on cpu and not on cuda:0" in found["said of weights elsewhere"]
+
+
 def test_graphs_are_for_pytorchs_attention(found: dict[str, Any]) -> None:
     assert found["attention_pytorch"] == "auto" and "not PyTorch's" in found["attention_sub_quad"]
 
