@@ -201,7 +201,10 @@ def head(results: dict[str, dict[str, Any]], stem: str) -> str:
     if "checks" in results:
         checks = results["checks"]["checks"]
         words = {True: "passed", False: "FAILED", None: "left out"}
-        lines += [f"- {name}: {words[found['passed']]} {found.get('figure', '')}" for name, found in checks.items()]
+        lines += [
+            f"- {name}: {words[found['passed']]} {found.get('figure', found.get('why', ''))}"
+            for name, found in checks.items()
+        ]
         lines.append("")
     return "\n".join(lines)
 

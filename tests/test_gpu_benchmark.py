@@ -14,6 +14,8 @@ from benchmarks import gpu, gpu_checks
 from diag_core.bench import PRESETS
 from diag_core.cli.bench import add_arguments, setting_from
 
+NO_TRITON = "NOT TESTED HERE: Triton comes with PyTorch on Linux"
+
 
 def settings() -> dict:
     """What each part measures."""
@@ -88,3 +90,29 @@ def test_a_check_that_breaks_fails_alone(monkeypatch):
     found = gpu_checks.run(torch.device("cpu"))["checks"]
     assert [found[name]["passed"] for name in checks] == [False, True, None]
     assert "illegal memory access" in found["broken"]["why"]
+
+
+def test_checks_of_fp8_are_left_out_on_cards_without_it(monkeypatch):
+    pytest.importorskip("diag_core.fast.kernels", reason=NO_TRITON)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(gpu_checks, "fp8_missing", lambda model: "it takes a newer card")
+    monkeypatch.setattr(gpu_checks, "model", lambda device: None)
+    monkeypatch.setattr(gpu_checks, "describe_machine", lambda device: {})
+    monkeypatch.setattr(
+        gpu_checks, "CHECKS", {name: check for name, check in gpu_checks.CHECKS.items() if "fp8" in name}
+    )
+    found = gpu_checks.run(torch.device("cuda", 0))["checks"]
+    assert [result["passed"] for result in found.values()] == [None, None]
+    assert "compute capability 8.9" in str(found) and "it takes a newer card" in str(found)
+
+
+def test_the_other_kernels_are_checked_on_any_card(monkeypatch):
+    kernels = pytest.importorskip("diag_core.fast.kernels", reason=NO_TRITON)
+    for name in ("write_qkv", "norm_modulate", "add_gated", "rms_norm", "norm_silu"):
+        monkeypatch.setattr(kernels, name, getattr(gpu_checks.torch_ops, name))
+
+    def no_fp8(x):
+        raise RuntimeError("type fp8e4nv not supported in this architecture")
+
+    monkeypatch.setattr(kernels, "quantise", no_fp8)
+    assert gpu_checks.kernels_equal_pytorch(torch.device("cpu")) == 0
