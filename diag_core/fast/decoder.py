@@ -115,7 +115,7 @@ class PieceGraphs:
         self.decode_eagerly = decode
         self.failure: str | None = None
         """why nothing is captured any more"""
-        self._capturing = Capturing()
+        self._capturing = Capturing("decoding")
         self._captured: dict[tuple[object, ...], _Captured | None] = {}
 
     def run(self, latents: Tensor, state: StreamState) -> Tensor:

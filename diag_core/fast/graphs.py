@@ -4,7 +4,8 @@ A graph reads its inputs, the prompt's keys and the cache where they lay when it
 copied into place before a replay; the cache's storage belongs to the graphs, so other storage is another set of them.
 A video has few numbers of attended tokens (its window fills in a few chunks and stays full), so there are few graphs.
 
-Not for two streams at once: whoever samples two videos on one GPU in two streams makes two models of them.
+For one video at a time on a GPU: the graphs of all models that sample there are captured on one stream, and share what
+libraries keep for it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,30 +30,38 @@ Run = Callable[[ChunkInputs, Memory, int], Tensor]
 _ONE_AT_A_TIME = threading.Lock()
 
 
+@cache
+def _capture_stream(device: int, role: str) -> torch.cuda.Stream:
+    # One for the process, as PyTorch has 32 streams a GPU and hands them out in turn: a new one for every pool would
+    # some day be the one that videos are decoded on, or that of the other role.
+    return torch.cuda.Stream(device)
+
+
 class Capturing:
     """Captures what one thread runs, into graphs that share their memory as they never run at once.
 
-    Its stream is its own: libraries keep a workspace for each stream, and graphs of two threads, which do run at once,
-    must not write to the same.
+    Args:
+        role: "sampling" or "decoding", which have a stream each: libraries keep a workspace for each stream, and graphs
+            of the two, which do run at once, must not write to the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, role: str) -> None:
+        self.role = role
         self.handle: Any = None
-        self.stream: torch.cuda.Stream | None = None
         self._alive: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
     def capture(self, run: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph of `run`, which is not executed, and where a replay leaves its result."""
         with _ONE_AT_A_TIME:
             graph = torch.cuda.CUDAGraph()
-            self.stream = self.stream or torch.cuda.Stream()
+            stream = _capture_stream(torch.cuda.current_device(), self.role)
             if not self._alive:
                 # PyTorch takes no more graphs into a pool whose last one is gone.
                 self.handle = torch.cuda.graph_pool_handle()
             before = torch.cuda.current_stream()
             try:
                 # "thread_local": other threads may allocate meanwhile.
-                with torch.cuda.graph(graph, pool=self.handle, stream=self.stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool=self.handle, stream=stream, capture_error_mode="thread_local"):
                     out = run()
             finally:
                 torch.cuda.set_stream(before)  # a capture that fails to begin or to end leaves its own behind
@@ -63,7 +73,7 @@ class SharedPool:
     """What all graphs of a model have in common."""
 
     def __init__(self) -> None:
-        self.lock, self.capturing = threading.Lock(), Capturing()
+        self.lock, self.capturing = threading.Lock(), Capturing("sampling")
         self.failure: str | None = None
         """why nothing is captured any more"""
 

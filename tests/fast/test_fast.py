@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import gc
+import itertools
 import logging
 import os
 import subprocess
@@ -31,6 +33,7 @@ from diag_core import (
 from diag_core.attention import Uncaptured, attention_backend, sdpa
 from diag_core.fast import FastDiT, accelerated, graphs, why_not
 from diag_core.fast.attention_choice import fastest_attention
+from diag_core.fast.decoder import PieceGraphs
 from diag_core.fast.forward import ChunkInputs
 from diag_core.fast.weights import fused
 from diag_core.kv_cache import KVCache
@@ -236,11 +239,14 @@ class _Cuda:
     """What a capture asks of CUDA, and what it finds current."""
 
     def __init__(self, monkeypatch):
-        self.pools, self.current, self.fails = 0, "the caller's", False
+        self.pools, self.current, self.fails, self.device = 0, "the caller's", False, 0
+        self.captured_on, streams = [], itertools.count()
         for name in ("graph_pool_handle", "current_stream", "set_stream", "graph"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", type("CUDAGraph", (), {}))
-        monkeypatch.setattr(torch.cuda, "Stream", lambda: "the capture's")
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: self.device)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"stream {next(streams)} of {device}")
+        monkeypatch.setattr(graphs, "_capture_stream", functools.cache(graphs._capture_stream.__wrapped__))
 
     def graph_pool_handle(self):
         self.pools += 1
@@ -255,6 +261,7 @@ class _Cuda:
     @contextlib.contextmanager
     def graph(self, graph, *, pool, stream, capture_error_mode):
         graph.pool, self.current = pool, stream
+        self.captured_on.append(stream)
         yield
         if self.fails:
             raise RuntimeError("the capture did not end")
@@ -262,7 +269,7 @@ class _Cuda:
 
 
 def test_a_pool_without_graphs_is_not_used_again(monkeypatch):
-    cuda, capturing = _Cuda(monkeypatch), graphs.Capturing()
+    cuda, capturing = _Cuda(monkeypatch), graphs.Capturing("sampling")
     first, _ = capturing.capture(lambda: torch.zeros(1))
     second, _ = capturing.capture(lambda: torch.zeros(1))
     assert first.pool == second.pool
@@ -273,11 +280,21 @@ def test_a_pool_without_graphs_is_not_used_again(monkeypatch):
     assert capturing.capture(lambda: torch.zeros(1))[0].pool != old and cuda.pools == 2
 
 
+def test_each_role_has_one_stream_a_gpu_to_capture_on(monkeypatch):
+    """PyTorch has 32 of them, so that the 33rd is one that is in use."""
+    cuda = _Cuda(monkeypatch)
+    for cuda.device, role in ((0, "sampling"), (0, "decoding"), (1, "sampling"), *[(0, "sampling")] * 40):
+        graphs.Capturing(role).capture(lambda: torch.zeros(1))
+    assert cuda.captured_on == ["stream 0 of 0", "stream 1 of 0", "stream 2 of 1", *["stream 0 of 0"] * 40]
+    assert graphs.SharedPool().capturing.role == "sampling"
+    assert PieceGraphs(None)._capturing.role == "decoding"
+
+
 def test_a_failed_capture_leaves_the_callers_stream_current(monkeypatch):
     cuda = _Cuda(monkeypatch)
     cuda.fails = True
     with pytest.raises(RuntimeError, match="did not end"):
-        graphs.Capturing().capture(lambda: torch.zeros(1))
+        graphs.Capturing("sampling").capture(lambda: torch.zeros(1))
     assert cuda.current == "the caller's"
 
 
