@@ -7,9 +7,13 @@ however it ends: exhausted, by an error of the source, or because the reader has
 from __future__ import annotations
 
 import contextvars
+import os
+import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -69,13 +73,49 @@ class _Exchange(Generic[_T]):
             raise StopIteration
 
 
+class _Worker:
+    """A thread that does one job after the other, so that the next video finds what libraries keep for each thread:
+    cuDNN's plans for its convolutions and attention take up to a tenth of a second to make."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], None], threading.Event]] = queue.SimpleQueue()
+        # A daemon: whoever forgets a video does not keep the interpreter from ending.
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+
+    def do(self, job: Callable[[], None]) -> threading.Event:
+        """Begins a job; the event is set when it has ended, and nothing of it is held any more."""
+        done = threading.Event()
+        self._jobs.put((job, done))
+        return done
+
+    def _work(self) -> None:
+        while True:
+            job, done = self._jobs.get()
+            self.thread.name = self.name
+            job()
+            del job
+            self.thread.name = f"idle: {self.name}"
+            kept = _idle.setdefault(self.name, self) is self
+            done.set()
+            if not kept:
+                return
+
+
+_idle: dict[str, _Worker] = {}
+"""one of each name at most; two videos at once take two, of which one stays"""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # threads stay with the parent
+
+
 def run_ahead(
     make: Callable[[Callable[[], None]], Iterable[_T]], *, depth: int = 1, name: str = "ahead"
 ) -> Generator[_T, None, None]:
     """The items of an iterable that a thread makes and runs through, at most `depth` of them before they are read.
 
-    The thread starts with the first `next`, in the reader's context variables, inference mode and CUDA device, and has
-    ended when the generator has: exhausted, closed, or forgotten.
+    It begins with the first `next`, in the reader's context variables, inference mode and CUDA device, and has ended
+    when the generator has: exhausted, closed, or forgotten. The thread then waits for the next iterable of its name.
 
     Args:
         make: called in the thread with a function that raises `Stopped` once the reader has gone; a source whose items
@@ -112,8 +152,8 @@ def run_ahead(
             error = raised
         exchange.end(error)
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name=name, daemon=True)
-    thread.start()
+    worker = _idle.pop(name, None) or _Worker(name)
+    done = worker.do(partial(contextvars.copy_context().run, work))
     try:
         while True:
             try:
@@ -124,4 +164,7 @@ def run_ahead(
             del item  # a frame held here would be a frame held twice
     finally:
         exchange.stop()
-        thread.join()
+        # Python's collector may find a forgotten one in that very thread, or at the end of a process without threads.
+        while worker.thread is not threading.current_thread() and not done.wait(_PATIENCE):
+            if sys.is_finalizing():
+                break

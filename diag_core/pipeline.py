@@ -4,7 +4,8 @@
 
 Sampling and decoding run in a thread each, on a GPU in a stream each, and what is made waits in the brackets, one
 chunk in each: a slow reader slows the sampling down, and memory does not grow with the video's length. The second
-chunk is begun when the first one's pictures have been made, so that these come as soon as they can.
+chunk is begun when the first one's pictures have been made, so that these come as soon as they can. The next video goes
+through the same two threads.
 
 Shapes: latents [1,C,f,H,W], pictures uint8 [T,H,W,3].
 """
@@ -83,7 +84,7 @@ class VideoPipeline:
         """Hands the pictures out, chunk by chunk.
 
         However it ends (exhausted, closed early, forgotten, or by an error of the sampler, the decoder or the reader),
-        both threads have ended with it. An error of theirs is raised here, after the pictures before it.
+        both threads are done with it. An error of theirs is raised here, after the pictures before it.
         """
         first_shown = threading.Event()
         start = time.perf_counter()

@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextvars
 import gc
 import itertools
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +21,7 @@ from diag_core.ahead import run_ahead
 
 
 def threads() -> list[str]:
+    """Those at work."""
     return [t.name for t in threading.enumerate() if t.name.startswith("ahead")]
 
 
@@ -24,6 +30,74 @@ def wait_until(there: Callable[[], bool]) -> None:
     while not there():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.005)
+
+
+def where(check: Callable[[], None]) -> Iterator[int]:
+    """The thread that it runs in, more often than anything is kept for a reader."""
+    for _ in range(5):
+        yield threading.get_ident()
+
+
+def test_the_next_one_runs_in_the_same_thread() -> None:
+    """What libraries keep for each thread is there again, whatever became of the one before."""
+    (first,) = set(run_ahead(where))
+    items = run_ahead(where)
+    assert next(items) == first
+    items.close()
+    broken = run_ahead(lambda check: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(broken)
+    assert set(run_ahead(where)) == {first}
+    assert set(run_ahead(where, name="ahead of others")) != {first}
+
+
+def test_two_at_once_have_a_thread_each_and_one_stays() -> None:
+    before = threading.active_count()
+    several = [run_ahead(where, name="at once") for _ in range(3)]
+    found = [next(items) for items in several]
+    assert len(set(found)) == 3
+    for items in several:
+        items.close()
+    wait_until(lambda: threading.active_count() == before + 1)
+    assert set(run_ahead(where, name="at once")) <= set(found)
+
+
+def test_one_inside_another_of_its_name_has_its_own_thread() -> None:
+    def outer(check: Callable[[], None]) -> Iterator[int]:
+        yield threading.get_ident()
+        yield from run_ahead(where)
+
+    assert len(set(run_ahead(outer))) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="NOT TESTED ON WINDOWS: it has no fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    list(run_ahead(lambda check: [1]))
+    child = os.fork()
+    if not child:
+        signal.alarm(10)  # what waits for a thread of the parent's waits for ever
+        os._exit(0 if list(run_ahead(lambda check: [1, 2])) == [1, 2] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("left", ["unread", "in a cycle", "read"])
+def test_a_process_ends_whatever_is_left_of_one(left: str) -> None:
+    script = f"""
+import itertools
+from diag_core.ahead import run_ahead
+
+class Holder: pass
+
+items = run_ahead(lambda check: run_ahead(lambda check: itertools.count(), name="inner"))
+next(items)
+if {left!r} == "read":
+    items.close()
+if {left!r} == "in a cycle":
+    holder = Holder()
+    holder.itself, holder.items = holder, items
+    del holder, items
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], timeout=60, check=True)
 
 
 def test_items_come_in_order_and_the_thread_ends() -> None:
