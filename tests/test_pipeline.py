@@ -110,24 +110,24 @@ def test_the_first_pictures_are_made_before_the_second_chunk_is_begun() -> None:
 
 
 def test_sampling_goes_on_while_a_chunk_is_decoded() -> None:
-    """Each of 8 chunks is sampled for 40 ms and decoded for 40 ms: one after the other would take 640 ms."""
+    """But for the first, whose pictures are to come as soon as they can."""
+    sampled = [threading.Event() for _ in range(8)]
 
     def chunks(on_forward: OnForward) -> Iterator[Chunk]:
-        for chunk in made_up(8, [])(on_forward):
-            time.sleep(0.04)
-            running.append("sample")
+        for chunk, event in zip(made_up(8, [])(on_forward), sampled, strict=True):
+            event.set()
             yield chunk
 
     class Decoder(EachFrameIsItsLatent):
         def push(self, latents: torch.Tensor) -> torch.Tensor:
-            before = running.count("sample")
-            time.sleep(0.04)
-            overlapped.append(running.count("sample") > before)
+            following = len(meanwhile) + 1
+            if following < len(sampled):
+                meanwhile.append(sampled[following].wait(0.1 if following == 1 else 10))
             return super().push(latents)
 
-    running, overlapped = [], []
+    meanwhile: list[bool] = []
     list(VideoPipeline(chunks, Decoder()).frames())
-    assert not overlapped[0] and sum(overlapped) >= 3
+    assert meanwhile == [False] + 6 * [True]
 
 
 def test_a_slow_reader_slows_the_sampling_down() -> None:
