@@ -102,7 +102,9 @@ def _elsewhere(stock: Any, device: torch.device) -> str | None:
 def _attention(device: torch.device) -> Attention | str:
     """The fastest exact back end by measurement, unless ComfyUI was started with a choice of its own."""
     attention = comfy.ldm.modules.attention
-    if attention.optimized_attention is attention.attention_pytorch or device.type == "cpu":
+    # xFormers is taken wherever it is installed, which is no choice of anyone's.
+    unchosen = (attention.attention_pytorch, attention.attention_xformers)
+    if attention.optimized_attention in unchosen or device.type == "cpu":
         return "auto"
     why = "ComfyUI's attention is not PyTorch's, and a capture may not see its kernels (as with SageAttention)"
     return Uncaptured(comfy_attention(device, {}), why)

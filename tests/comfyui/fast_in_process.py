@@ -143,7 +143,11 @@ def main(comfyui: str) -> None:
 
     attention = comfy.ldm.modules.attention
     before = attention.optimized_attention
-    for chosen in (attention.attention_pytorch, attention.attention_sub_quad):  # by ComfyUI's command line
+    for chosen in (
+        attention.attention_pytorch,
+        attention.attention_xformers,
+        attention.attention_sub_quad,
+    ):  # by ComfyUI's command line
         attention.optimized_attention = chosen
         taken = comfy_fast._attention(torch.device("cuda"))
         FOUND[chosen.__name__] = taken if isinstance(taken, str) else getattr(taken, "why", "captured")

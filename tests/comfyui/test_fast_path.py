@@ -55,7 +55,8 @@ def test_it_steps_aside_for_weights_on_another_device(found: dict[str, Any]) -> 
 
 
 def test_graphs_are_for_pytorchs_attention(found: dict[str, Any]) -> None:
-    assert found["attention_pytorch"] == "auto" and "not PyTorch's" in found["attention_sub_quad"]
+    assert found["attention_pytorch"] == found["attention_xformers"] == "auto"
+    assert "not PyTorch's" in found["attention_sub_quad"]
 
 
 def test_it_lives_as_long_as_the_loaded_weights(found: dict[str, Any]) -> None:
