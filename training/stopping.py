@@ -52,13 +52,15 @@ class StopSignals:
 def stop_signals() -> Iterator[StopSignals]:
     """Notes SIGTERM and SIGINT instead of ending at once. One that nobody acted on has its effect when this is left.
 
-    Only the main thread may do so; in another one nothing is noted.
+    Only the main thread may do so; in another one nothing is noted. A signal that is ignored stays so: shells start
+    what is to run in the background with Ctrl-C ignored.
     """
     signals = StopSignals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = {number: signal.signal(number, signals.note) for number in (signal.SIGTERM, signal.SIGINT)}
+    heeded = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signals.note) for number in heeded}
     try:
         yield signals
     finally:

@@ -97,7 +97,7 @@ def test_a_stopped_stream_leaves_a_file_that_plays(client, graph, server):
     g = graph()
     node = stream(g, latent_frames=300, filename_prefix="test/stopped")
     prompt_id = client.submit(g)
-    client.wait_for_progress(prompt_id, node.id, 10)
+    client.wait_for_progress(prompt_id, node.id, 20)  # 8 chunks are sampled, of which 4 at most wait to be written
     client.interrupt()
     assert client.wait(prompt_id).outcome == "interrupted"
     (part,) = (server.base / "output" / "test").glob("stopped*.part.mp4")

@@ -80,8 +80,8 @@ def test_a_bidirectional_model_is_sampled_as_one_chunk_of_the_whole_video(
     pixels = toy_teacher.sampler_of(checkpoint, settings, vae, data, compiled=compiled)(prompts, 5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
     assert pixels.shape == (2, 3, 9, 64, 64)
-    torch.testing.assert_close(pixels, expected, atol=0.15, rtol=0)  # bfloat16
-    assert (pixels - expected).abs().mean() < 0.01 < (pixels[0] - pixels[1]).abs().mean()
+    off = (pixels - expected).abs()  # by bfloat16
+    assert (off > 0.15).float().mean() < 0.002 and off.mean() < 0.01 < (pixels[0] - pixels[1]).abs().mean()
 
 
 def test_a_causal_checkpoint_is_not_compiled(capsys) -> None:

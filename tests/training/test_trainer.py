@@ -7,7 +7,7 @@ import importlib.util
 import math
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -107,6 +107,14 @@ def test_a_run_cannot_end_before_its_oldest_state(tmp_path: Path) -> None:
         train("x", Counter(), replace(RECIPE, steps=2), tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_counts() -> Iterator[None]:
+    """In the background, a shell starts even pytest with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("told_at", range(7))
 def test_told_to_stop_it_saves_its_iteration_and_ends_the_same(tmp_path: Path, number: int, told_at: int) -> None:
@@ -120,6 +128,16 @@ def test_told_to_stop_it_saves_its_iteration_and_ends_the_same(tmp_path: Path, n
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
     train("x", resumed, RECIPE, tmp_path / "cut")
     assert torch.equal(whole.total, resumed.total)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_is_ignored_stays_ignored(tmp_path: Path, number: int) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        train("x", Counter(signals_at={1: [number]}), RECIPE, tmp_path)
+    finally:
+        signal.signal(number, before)
+    assert saved(tmp_path)[-1] == RECIPE.steps
 
 
 def test_ctrl_c_twice_does_not_wait(tmp_path: Path) -> None:
