@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from diag_core.vae import TinyVAE, TinyVAEConfig, VideoVAE, vae_from_state_dict
+from diag_core.vae import TinyVAE, TinyVAEConfig, VideoVAE, WanVAE, vae_from_state_dict
 
 SMALL = TinyVAEConfig(
     patch_size=4,
@@ -378,3 +379,19 @@ def test_a_damaged_configuration_is_refused(text: str) -> None:
     weights = TinyVAE(TinyVAEConfig(encoder_width=4)).state_dict()
     with pytest.raises(ValueError, match="this is no TinyVAE configuration"):
         vae_from_state_dict(weights, metadata={"kind": "tiny_vae", "config": text})
+
+
+def test_decoding_takes_26_times_fewer_operations_than_with_the_wan_vae() -> None:
+    """The figure in the nodes' help and the benchmarks' notes: of a chunk at 832x480, counted without computing."""
+
+    def operations(kind: type[TinyVAE] | type[WanVAE]) -> int:
+        with torch.device("meta"):
+            decoder, latents = kind().streaming_decoder(), torch.empty(1, 16, 3, 60, 104)
+            decoder.push(latents)
+            with FlopCounterMode(display=False) as counter:
+                decoder.push(latents)
+        return int(counter.get_total_flops())
+
+    tiny, wan = operations(TinyVAE), operations(WanVAE)
+    assert round(wan / tiny) == 26
+    assert round(81 / 12 * tiny / 1e12, 1) == 10.7  # of a video, in TFLOP
