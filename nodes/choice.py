@@ -55,6 +55,21 @@ class SamplingChoice:
         return replace(settings, schedule=text) if text else settings
 
 
+def widget_values(settings: CheckpointSettings) -> dict[str, Any]:
+    """The settings as a sampler node's widgets have them."""
+    return {
+        "shift": settings.shift,
+        "kv_noise": settings.kv_noise,
+        "reuse_last_step": settings.reuse_last_step,
+        "window": settings.window_frames or 0,
+        "sink": settings.sink_frames,
+        "positions": settings.positions,
+        "chunk_frames": settings.chunk_frames,
+        "step": settings.step,
+        "cfg": settings.cfg,
+    }
+
+
 UNKNOWN = "this model says nothing of its settings, these are the node's: choose the preset it was made for"
 
 

@@ -11,7 +11,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from ..diag_core.pipeline import OnForward
 from ..diag_core.sampler import stream_branches
 from ..diag_core.settings import CheckpointSettings
 from . import comfy_bridge
-from .choice import UNKNOWN, SamplingChoice, describe
+from .choice import UNKNOWN, SamplingChoice, describe, widget_values
 from .comfy_conditions import KEY, Kept, StockRun
 from .comfy_fast import idle_bytes
 from .comfy_model import check_model
@@ -82,7 +82,9 @@ class Job:
     Attributes:
         extends: how the first latent frames came about, where a video is extended.
         batch_index: of each sample, as a LATENT may carry it: sample i is drawn as number batch_index[i].
-        record, status, switches: filled by the run; a streamed video leaves no record.
+        record, switches: filled by the run; a streamed video leaves no record.
+        told: what the run tells its node: "diagdistill", the settings in a line, and "diagdistill_model", those of the
+            checkpoint as the node's widgets have them, where it says any.
     """
 
     choice: SamplingChoice
@@ -91,8 +93,8 @@ class Job:
     streaming: Streaming | None = None
     live: LiveInput | None = None
     record: Record | None = None
-    status: str = ""
     switches: Sequence[Switch] = ()
+    told: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def make_sampler(choice: SamplingChoice) -> Any:
@@ -276,11 +278,12 @@ def sample_video(
         on_cpu = tuple(timeline.to("cpu") for timeline in timelines)
         job.record = Record(plan.chunk_frames, frames, None if given is None else given.cpu(), tuple(taken), on_cpu)
     count = -(-frames // plan.chunk_frames)
-    job.status = f"{describe(settings, count)} \u00b7 {time.monotonic() - began:.1f} s"
-    log.info("Diagonal Sampler: %s", job.status)
+    status = f"{describe(settings, count)} \u00b7 {time.monotonic() - began:.1f} s"
+    log.info("Diagonal Sampler: %s", status)
     if job.choice.guesses(own):
-        job.status = f"{UNKNOWN} \u00b7 {job.status}"
+        status = f"{UNKNOWN} \u00b7 {status}"
         log.warning("Diagonal Sampler: %s", UNKNOWN)
+    job.told = {"diagdistill": [status]} | ({} if own is None else {"diagdistill_model": [widget_values(own)]})
     return out
 
 

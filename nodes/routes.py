@@ -14,6 +14,7 @@ from ..diag_core.diagonal_schedule import DEFAULT_SHIFT
 from ..diag_core.geometry import DEFAULT_FPS, seconds_at
 from ..diag_core.settings import PRESETS
 from ..diag_core.timeline_text import TimelineError, parse_timeline
+from .choice import widget_values
 from .live import NotListening, listeners, say
 from .schedule_parts import CUSTOM, describe, parts_of, schedule_of
 
@@ -76,21 +77,7 @@ def read_timeline(query: Mapping[str, str]) -> dict[str, Any]:
 
 def presets() -> dict[str, Any]:
     """The sampler's presets as its widgets show them."""
-    return {
-        name: {
-            "schedule": settings.schedule,
-            "shift": settings.shift,
-            "kv_noise": settings.kv_noise,
-            "reuse_last_step": settings.reuse_last_step,
-            "window": settings.window_frames or 0,
-            "sink": settings.sink_frames,
-            "positions": settings.positions,
-            "chunk_frames": settings.chunk_frames,
-            "step": settings.step,
-            "cfg": settings.cfg,
-        }
-        for name, settings in PRESETS.items()
-    }
+    return {name: {"schedule": settings.schedule, **widget_values(settings)} for name, settings in PRESETS.items()}
 
 
 def hear(body: str) -> tuple[int, dict[str, Any]]:

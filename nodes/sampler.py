@@ -261,7 +261,7 @@ class DiagDistillSampler(Checked, TakesPrompts, io.ComfyNode):
         choice = choice_of(preset, schedule_text, schedule, settings)
         live = None if clip is None else LiveInput(clip, (), DEFAULT_FPS)
         sampled, job = sample_latent(model, positive, negative, latent, seed=seed, choice=choice, live=live)
-        return io.NodeOutput(sampled, ui={"diagdistill": [job.status]})
+        return io.NodeOutput(sampled, ui=job.told)
 
 
 class DiagDistillSamplerSelect(Checked, io.ComfyNode):

@@ -181,7 +181,7 @@ class DiagDistillStream(Checked, TakesPrompts, io.ComfyNode):
         return io.NodeOutput(
             VideoFromFile(str(file.path)),
             as_timeline(job.switches),
-            ui={**ui.PreviewVideo([saved]).as_dict(), "diagdistill": [job.status]},
+            ui={**ui.PreviewVideo([saved]).as_dict(), **job.told},
         )
 
 

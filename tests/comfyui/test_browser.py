@@ -235,6 +235,13 @@ def test_a_new_user_opens_the_demo_runs_it_and_sees_a_playing_video(tab, tmp_pat
     width, height, seconds = tab.play()
     assert (width, height) == (64, 64) and abs(seconds - 81 / 16) < 0.2
     assert tab.page.get_by_text("forwards)").count() > 0  # the sampler says how it was sampled
+    tab.page.evaluate(
+        "(kind) => { const { widgets } = app.graph.nodes.find((n) => n.type === kind);"
+        " widgets.find((w) => w.name === 'window').value = 99 }",
+        "DiagDistillSampler",
+    )
+    assert choose_preset(tab, "custom") == ("", 100)
+    assert tab.widget("DiagDistillSampler", "window") == 12  # "custom" begins with what the checkpoint said of itself
     tab.picture(tmp_path / "demo.png")
     picture = np.asarray(Image.open(tmp_path / "demo.png").convert("RGB"))
     assert picture.shape[0] > 400 and picture.std() > 10

@@ -43,7 +43,7 @@ class SamplerSettings {
     // Anything that grows would take the room that the preview below needs.
     this.widget.options.getMaxHeight = () => this.height();
     onWidgetChange(node, ["preset"], () => {
-      this.takeSchedule(this.preset, widgetOf(node, "preset").value);
+      this.begin(this.preset, widgetOf(node, "preset").value);
       this.choose();
     });
     onWidgetChange(node, ["kv_noise", "shift"], () => this.tell());
@@ -56,9 +56,13 @@ class SamplerSettings {
     return 20 + (this.lines ?? 2) * LINE;
   }
 
-  /** "custom" begins with all of the preset before it; what is typed as schedule is the user's and stays. */
-  takeSchedule(before, now) {
+  /**
+   * "custom" begins with all of the preset before it, or with what the checkpoint said of itself in the last run; what
+   * is typed as schedule is the user's and stays.
+   */
+  begin(before, now) {
     const { properties } = this.node;
+    if (now === CUSTOM && before === FROM_MODEL && this.own) setWidgets(this.node, this.own);
     const text = (widgetOf(this.node, "schedule_text")?.value ?? "").trim();
     if (now === CUSTOM && !text && presets[before]) {
       properties[TAKEN] = presets[before].schedule;
@@ -99,6 +103,7 @@ class SamplerSettings {
 
   report(output) {
     const text = output?.diagdistill?.[0];
+    this.own = output?.diagdistill_model?.[0];
     if (typeof text !== "string") return;
     this.result.textContent = this.result.title = text;
     // Room for it: the lines are counted at the node's width, and the node grows by what is missing.
