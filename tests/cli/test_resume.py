@@ -246,7 +246,7 @@ def test_a_real_ctrl_c(models, tmp_path):
         assert process.stderr is not None
         assert process.stderr.readline().startswith("9/40001 frames")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130
