@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -63,9 +62,11 @@ def download(name: str, models: Path) -> None:
     What has arrived is kept and gone on with; what is in its place already, and right, stays there.
     """
     sys.path.insert(0, str(PACK))
+    from diag_core.cli import tolerate_any_text
     from diag_core.cli.download import Report
     from diag_core.hub import download as fetch
 
+    tolerate_any_text()
     report = Report()
     try:
         result = fetch(
@@ -86,10 +87,10 @@ def download(name: str, models: Path) -> None:
 
 def move(source: Path, target: Path) -> None:
     """Also to another disk, where a folder of models may be: `target` is the whole file, or stays as it was."""
-    from diag_core.safetensors_file import replacing
+    from diag_core.replacing import replace_file, replacing
 
     try:
-        os.replace(source, target)
+        replace_file(source, target)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise

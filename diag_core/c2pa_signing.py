@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 from .provenance import GENERATED, TOOL
-from .safetensors_file import replacing
+from .replacing import replacing
 from .video import write_png
 
 ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")

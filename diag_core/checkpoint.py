@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from .config import HEAD_DIM, PATCH, WanConfig
 from .lora import check_strength, open_lora
-from .safetensors_file import FormatError, TensorSpec, replacing, write_safetensors
+from .replacing import replacing
+from .safetensors_file import FormatError, TensorSpec, write_safetensors
 from .settings import PRESETS, WAN_NEGATIVE_PROMPT, CheckpointSettings, published_settings
 from .state_dict import CheckpointError, check_keys, infer_config, original_names, to_diffusers_name
 from .wan_dit import WanDiT

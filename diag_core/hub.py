@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import urllib.error
 import urllib.request
@@ -21,6 +20,8 @@ from fnmatch import fnmatchcase
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
+
+from .replacing import replace_file
 
 Progress = Callable[[str, int, int], None]  # file, bytes there, bytes in all (0 when not known)
 
@@ -175,7 +176,7 @@ def download(
         del content["folder"]  # it may be moved
         part = result.record.with_suffix(".part")
         part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, result.record)
+        replace_file(part, result.record)
     except OSError as error:
         raise DownloadError(f"{folder}: it cannot be written ({error.strerror or error})") from error
     return result
@@ -249,6 +250,10 @@ class _BrokenConnection(Exception):
     """More is to come; what has arrived is on disk."""
 
 
+class _AllThere(Exception):
+    """Nothing is to come: only the part's name is still that of one."""
+
+
 def _fetch(url: str, headers: dict[str, str], path: Path, commit: str, file: str, report: Progress) -> None:
     """Fetch `url` into `path`, going on from a part of the same commit where there is one, as long as bytes arrive."""
     part = path.with_name(f"{path.name}.{commit[:12]}.part")
@@ -257,13 +262,15 @@ def _fetch(url: str, headers: dict[str, str], path: Path, commit: str, file: str
         before = part.stat().st_size if part.is_file() else 0
         try:
             _go_on(url, headers, part, before, file, report)
+        except _AllThere:
+            break
         except _BrokenConnection as error:
             done = part.stat().st_size
             if done <= before:
                 raise DownloadError(f"{url}: the connection broke after {done} bytes ({error}). {_RESUME}") from error
         else:
-            os.replace(part, path)
-            return
+            break
+    replace_file(part, path)
 
 
 def _go_on(url: str, headers: dict[str, str], part: Path, done: int, file: str, report: Progress) -> None:
@@ -295,7 +302,10 @@ def _request(url: str, headers: dict[str, str]) -> HTTPResponse:
         request = urllib.request.Request(url, headers={"User-Agent": "comfyui-diagdistill", **headers})
         return urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and "Range" in headers:  # the part is whole, or longer than the file: begin anew
+        if error.code == 416 and "Range" in headers:
+            if error.headers.get("Content-Range") == f"bytes */{headers['Range'][len('bytes=') : -1]}":
+                raise _AllThere from error
+            # Longer than the file, or the server does not say: begin anew.
             return _request(url, {key: value for key, value in headers.items() if key != "Range"})
         raise DownloadError(f"{url}: the server answers {error.code} ({error.reason})") from error
     except (OSError, HTTPException, ValueError) as error:

@@ -7,18 +7,18 @@ busy while a model lives and counts twice when weights are cast; here a tensor c
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import secrets
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .replacing import replacing
 
 _DTYPES = {
     "F64": torch.float64,
@@ -166,19 +166,3 @@ def write_safetensors(
             assert tuple(tensor.shape) == shape, f"{name}: {tuple(tensor.shape)} is not {shape}"
             if tensor.numel():
                 file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file, to be written and read back, that takes the place of `path` once all is on disk, or leaves no trace."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "x+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise

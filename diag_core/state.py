@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .kv_cache import KVCache
-from .safetensors_file import TensorSpec, write_safetensors
+from .safetensors_file import SafetensorsFile, TensorSpec, write_safetensors
 
 _KIND = "diagdistill-state-1"
 
@@ -99,9 +98,8 @@ class SamplerState:
             ValueError: another kind of file, or a damaged one.
         """
         try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            file = SafetensorsFile(Path(path))  # no mapping, which would keep Windows from saving over it
+            metadata, tensors = file.metadata, {name: file.read(name) for name in file.specs}
             if metadata.get("kind") != _KIND:
                 raise ValueError("it is not a sampler state")
             document = json.loads(metadata["state"])
@@ -123,5 +121,5 @@ class SamplerState:
                 saved_caches=caches,
                 id=document.get("id"),  # older files have none
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as a saved state: {error}") from error

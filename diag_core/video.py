@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections import deque
@@ -24,7 +25,7 @@ from torch import Tensor
 from .mp4_file import Mp4File
 from .mp4_fragment import FRAGMENTED, fragment_of
 from .provenance import PNG_KEYWORD, generated_xmp, xmp_box
-from .safetensors_file import replacing
+from .replacing import replace_file, replacing
 
 MAX_FPS = 1000
 _BT709 = 1  # FFmpeg's number for it as colour space, primaries and transfer
@@ -179,7 +180,23 @@ class Mp4Writer:
         except BaseException:
             self._abandon()
             raise
-        os.replace(self.part, self.path)
+        try:
+            replace_file(self.part, self.path)
+        except OSError as error:
+            self._name_a_copy(error)
+
+    def _name_a_copy(self, error: OSError) -> None:
+        """What another program has open cannot be renamed on Windows, but read."""
+        try:
+            with open(self.part, "rb") as part, replacing(self.path) as file:
+                shutil.copyfileobj(part, file, 1 << 20)
+        except OSError:
+            raise OSError(
+                f"{self.path}: the whole video is in {self.part}, which could not be renamed ({error}). Close the "
+                "program that has either of them open, and rename it"
+            ) from error
+        with contextlib.suppress(OSError):
+            self.part.unlink()
 
     def _abandon(self) -> None:
         """Leave what is there as a part that plays, or nothing when there are no frames."""

@@ -7,6 +7,7 @@ refused.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import warnings
@@ -29,6 +30,10 @@ _FOREIGN = (
     (b"<!doctype", _WEB_PAGE),
     (b"<html", _WEB_PAGE),
 )
+_NO_MEMORY = re.compile(r"not enough memory|can(not|'t) allocate memory|error code 1455", re.IGNORECASE)
+# On Windows torch maps a file copy on write, which takes as much of the memory as to read it; where that is not there,
+# the process may end without a word.
+_MAPS_PICKLES = os.name != "nt"
 _INDEX = ".safetensors.index.json"
 
 
@@ -110,7 +115,7 @@ def _open_file(path: Path, which: str | None = None, wrappers: tuple[str, ...] =
             raise CheckpointError(what)
     # A safetensors file may begin with any byte, its header's length, but the header itself is a JSON object.
     if start.startswith(_ZIP) or (start.startswith(_PICKLE) and start[8:9] != b"{"):
-        return _open_pickle(path, which, wrappers, mapped=start.startswith(_ZIP))
+        return _open_pickle(path, which, wrappers, mapped=start.startswith(_ZIP) and _MAPS_PICKLES)
     file = SafetensorsFile(path)
     if not file.specs:
         raise CheckpointError("it holds no tensors. Fetch it again")
@@ -145,6 +150,11 @@ def _pickle_fault(error: Exception) -> str:
             f"it holds Python objects{what} beside its tensors. Reading those would run code from the file, so it was "
             "not read. Get the weights as safetensors; or, if you trust who made the file, open it with their own "
             "tools, save the tensors alone, and convert that"
+        )
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
+        return (
+            "there is not enough memory to read it: close other programs, enlarge the swap space (on Windows the "
+            "paging file), or get the weights as safetensors"
         )
     reason = re.split(r"\.\s|\n", text.strip())[0] or type(error).__name__
     return f"it is damaged, cut short, or no PyTorch checkpoint ({reason}). Fetch it again"

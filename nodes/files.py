@@ -16,11 +16,17 @@ def chosen_file(folders: Sequence[str], name: str) -> Path:
         ValueError: none does. Names outside the folders are never listed.
     """
     for folder in folders:
-        if name in folder_paths.get_filename_list(folder):
-            path = folder_paths.get_full_path(folder, name)
+        listed = _listed(name, folder_paths.get_filename_list(folder))
+        if listed is not None:
+            path = folder_paths.get_full_path(folder, listed)
             if path is not None:
                 return Path(path)
     raise ValueError(f"there is no file '{name}' in models/{' or models/'.join(folders)}")
+
+
+def _listed(name: str, names: Sequence[str]) -> str | None:
+    """The one of `names` that is meant: in subfolders, workflows have the slashes of the system that they come from."""
+    return next((listed for listed in names if listed.replace("\\", "/") == name.replace("\\", "/")), None)
 
 
 def file_fault(field: str, name: str | None, names: Sequence[str]) -> bool | str:
@@ -28,7 +34,7 @@ def file_fault(field: str, name: str | None, names: Sequence[str]) -> bool | str
 
     None is a name that another node brings.
     """
-    if name is None or name in names:
+    if name is None or _listed(name, names) is not None:
         return True
     return f"{field}: there is no file '{name}' in ComfyUI's folders; put it there, press R, and choose it again"
 

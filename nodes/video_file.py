@@ -18,7 +18,7 @@ from comfy.cli_args import args
 
 from ..diag_core.live import Switch
 from ..diag_core.pipeline import VideoPipeline
-from ..diag_core.safetensors_file import replacing
+from ..diag_core.replacing import replacing
 from ..diag_core.timeline_text import format_timeline, one_line
 from ..diag_core.vae import VideoVAE
 from ..diag_core.video import Mp4Writer

@@ -80,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
         if wanted and start >= len(content):
             self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return

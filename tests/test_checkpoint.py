@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diag_core import WanConfig, WanDiT, safetensors_file
+from diag_core import WanConfig, WanDiT, replacing
+from diag_core import weights as weights_module
 from diag_core.checkpoint import (
     PRESETS,
     CheckpointError,
@@ -175,12 +176,37 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(safetensors_file.os, "fsync", full)
+    monkeypatch.setattr(replacing.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save_dit(path, weights, TINY)
     with pytest.raises(OSError, match="No space left"):
         convert(path, tmp_path / "folder", "diffusers")
     assert os.listdir(tmp_path) == ["model.safetensors"] and path.read_bytes() == before
+
+
+def test_a_pickle_is_read_where_it_is_not_mapped(tmp_path: Path, weights: dict[str, Tensor], monkeypatch) -> None:
+    torch.save(weights, tmp_path / "x.pt")
+    load, asked = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda *a, **k: (asked.append(k["mmap"]), load(*a, **k))[1])
+    for mapped in (True, False):
+        monkeypatch.setattr(weights_module, "_MAPS_PICKLES", mapped)
+        same(load_dit(tmp_path / "x.pt").model, weights)
+    assert asked == [True, False]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 5 bytes.")]
+)
+def test_no_memory_to_read_in_is_not_called_damage(
+    tmp_path: Path, weights: dict[str, Tensor], monkeypatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    torch.save(weights, tmp_path / "x.pt")
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(CheckpointError, match="not enough memory to read it: close other programs"):
+        load_dit(tmp_path / "x.pt")
 
 
 def test_conversion_goes_both_ways_and_keeps_settings(tmp_path: Path, weights: dict[str, Tensor]) -> None:

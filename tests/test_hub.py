@@ -196,6 +196,13 @@ def test_a_part_that_is_too_long_is_fetched_anew(github: StandIn, tmp_path: Path
     assert (tmp_path / "taew2_1.pth").read_bytes() == WEIGHTS
 
 
+def test_a_part_that_only_lacks_its_name_is_not_fetched_again(github: StandIn, tmp_path: Path) -> None:
+    (tmp_path / f"taew2_1.pth.{COMMIT[:12]}.part").write_bytes(WEIGHTS)
+    download("taehv", target_dir=tmp_path, endpoint=github.endpoint)
+    assert (tmp_path / "taew2_1.pth").read_bytes() == WEIGHTS and not list(tmp_path.glob("*.part"))
+    assert github.requests[-1][2] == f"bytes={len(WEIGHTS)}-"
+
+
 def test_every_source_names_files_of_a_repository() -> None:
     for source in SOURCES.values():
         assert len(source.repository.split("/")) == 2 and source.files

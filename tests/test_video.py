@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diag_core import replacing, video
 from diag_core.mp4_boxes import read_boxes
 from diag_core.mp4_file import Mp4File
 from diag_core.provenance import generated_xmp, xmp_box
@@ -289,6 +290,24 @@ def test_a_video_that_cannot_be_completed_keeps_its_part(tmp_path: Path, monkeyp
         writer.write(colours(9))
     assert os.listdir(tmp_path) == ["a.part.mp4"]
     assert len(decode(tmp_path / "a.part.mp4")) == 9
+
+
+def test_a_part_that_a_player_has_open_is_copied_to_its_name(tmp_path: Path, monkeypatch):
+    """Windows refuses to rename it, not to read it."""
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(13, "The process cannot access the file", str(source))
+
+    monkeypatch.setattr(video, "replace_file", refuse)
+    with Mp4Writer(tmp_path / "a.mp4", 16, 48, 32) as writer:
+        writer.write(colours(9))
+    assert os.listdir(tmp_path) == ["a.mp4"] and len(decode(tmp_path / "a.mp4")) == 9
+    monkeypatch.setattr(replacing, "replace_file", refuse)
+    said = r"b\.mp4: the whole video is in .*b\.part\.mp4, .*Close the program"
+    with pytest.raises(OSError, match=said), Mp4Writer(tmp_path / "b.mp4", 16, 48, 32) as writer:
+        writer.write(colours(9))
+    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "b.part.mp4"]
+    assert len(decode(tmp_path / "b.part.mp4")) == 9
 
 
 def test_without_frames_nothing_is_left(tmp_path: Path):

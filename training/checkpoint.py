@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
 
+from diag_core.replacing import replace_file
+
 from .distributed import agreement, from_all, from_main, is_main, rank, world_size
 from .io import remove_leftovers, save_json
 
@@ -132,11 +134,11 @@ def _finish(part: Path, path: Path, files: dict[str, tuple[int, int]]) -> None:
         raise ValueError(f"{part / missing[0]} was written by another host and is not here: {_SHARED}")
     save_json(part / MANIFEST, {"files": files})
     _sync(part)
-    os.replace(part, path)
+    replace_file(part, path)
     _sync(path.parent)
     for old in _whole(path.parent)[:-KEPT]:
         # Half deleted, it must not look like a state either.
-        os.replace(old, hidden := old.with_name(f".{old.name}.part"))
+        replace_file(old, hidden := old.with_name(f".{old.name}.part"))
         shutil.rmtree(hidden)
 
 

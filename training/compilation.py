@@ -6,8 +6,6 @@ forwards see a cache that grows.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from diag_core import WanDiT
+from diag_core.fast.compilation import cpp_compiler
 
 Forward = Callable[..., Tensor]
 """called as a `WanDiT` is"""
@@ -44,7 +43,7 @@ def forward_of(model: WanDiT, *, compiled: bool) -> Forward:
 
 def require_compiler() -> None:
     """Raises ValueError where torch.compile has nothing to do its work with, on a GPU or not."""
-    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+    if not cpp_compiler():
         raise ValueError("recipe: compiled=true needs a C++ compiler (g++); install one, or set compiled=false")
 
 

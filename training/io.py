@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from diag_core.safetensors_file import TensorSpec, replacing, write_safetensors
+from diag_core.replacing import replacing
+from diag_core.safetensors_file import TensorSpec, write_safetensors
 
 
 def save_tensors(

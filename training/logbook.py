@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diag_core.safetensors_file import replacing
+from diag_core.replacing import replacing
 
 from .boards import Board, boards
 from .distributed import is_main

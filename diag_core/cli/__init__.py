@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 import warnings
 from typing import Any, NoReturn
@@ -35,6 +36,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code. Only `--help` raises SystemExit."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    tolerate_any_text()
     parser = _Parser(
         prog="python -m diag_core",
         description="Streaming video from Wan 2.1 models with a diagonal denoising schedule.",
@@ -61,6 +63,15 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def tolerate_any_text() -> None:
+    """A name that the console has no letters for is printed with escapes: it must not end what made the file.
+
+    On Windows, pipes and redirected output have the letters of the system's language alone.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

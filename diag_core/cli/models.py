@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from ..state_dict import CheckpointError
 from ..text import CachedEncoder, EmbeddingCache, TextEncoder, UMT5Encoder, encoder_identity
 from ..vae import TinyVAE, WanVAE, vae_from_state_dict
 from ..weights import open_weights
+
+_UMT5_BYTES = 12_500_000_000  # umT5-XXL's encoder in bfloat16, 11.4e9, and what it computes with
 
 
 def load_model(
@@ -47,12 +50,31 @@ def load_vae(path: Path, *, dtype: torch.dtype, device: torch.device) -> WanVAE 
 
 
 def umt5_encoder(path: Path, cache: Path | None, *, device: torch.device) -> TextEncoder:
-    """umT5; with a cache folder it is loaded only for prompts not seen before."""
-    if cache is None:
-        return UMT5Encoder.load(path, device=device)
-    return CachedEncoder(EmbeddingCache(cache), encoder_identity(path), lambda: UMT5Encoder.load(path, device=device))
+    """umT5; with a cache folder it is loaded only for prompts not seen before.
+
+    On a graphics card with too little memory free for it, it is loaded on the CPU.
+    """
+
+    def load() -> UMT5Encoder:
+        return UMT5Encoder.load(path, device=_roomy(device))
+
+    return load() if cache is None else CachedEncoder(EmbeddingCache(cache), encoder_identity(path), load)
 
 
 def encode(encoder: TextEncoder, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Embeddings [1,L,D] of each prompt, encoded once; one prompt, one tensor."""
     return {prompt: encoder.encode([prompt]) for prompt in dict.fromkeys(prompts)}
+
+
+def _roomy(device: torch.device) -> torch.device:
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    if free >= _UMT5_BYTES:
+        return device
+    warnings.warn(
+        f"the text encoder needs {_UMT5_BYTES / 1e9:.1f} GB and {device} has {free / 1e9:.1f} GB free: it encodes on "
+        "the CPU; --embedding-cache FOLDER keeps what it made",
+        stacklevel=2,
+    )
+    return torch.device("cpu")

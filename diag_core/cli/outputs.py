@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,8 +78,9 @@ def vbench_paths(out: str | None, requests: Sequence[VideoRequest], count: int) 
             raise ValueError(f"--layout vbench: no file can be named {name!r}; leave out this prompt")
         if len(part_path(Path(name)).name.encode()) > _NAME_BYTES:
             raise ValueError(f"--layout vbench: the prompt {name[:40]!r}.. is too long for the name of a file")
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if twice is not None:
+    kept = [os.path.normcase(name) for name in names]  # Windows tells no capitals from small letters
+    if len(set(kept)) < len(kept):
+        twice = next(name for name, key in zip(names, kept, strict=True) if kept.count(key) > 1)
         raise ValueError(f"--layout vbench: {twice!r} would be made twice; give each prompt once")
     return [folder / name for name in names]
 
@@ -103,11 +105,15 @@ def check_writable(folder: Path) -> None:
     """Raises OSError unless `folder` can be written to, or made."""
     there = folder.absolute()
     while not there.exists():
+        if there == there.parent:
+            raise FileNotFoundError(f"{folder}: {there} is not there")  # a drive or share, on Windows
         there = there.parent
     if not there.is_dir():
         raise NotADirectoryError(f"{folder}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f"{folder}: {there} cannot be written to")
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # what os.access says on Windows counts for files alone
+    except OSError as error:
+        raise PermissionError(f"{folder}: {there} cannot be written to ({error.strerror})") from error
 
 
 def _slug(text: str) -> str:

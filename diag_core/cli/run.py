@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from ..demo_text import DemoTextEncoder
 from ..fast import accelerated, accelerated_decoder
 from ..geometry import pixel_frames
 from ..live import Switch
-from ..safetensors_file import replacing
+from ..replacing import replacing
 from ..sinks import FrameSink, PngSequence
 from ..text import TextEncoder
 from ..timeline_text import format_timeline, one_line
@@ -121,10 +122,15 @@ def _run(plan: Plan) -> int:
                 _say_interrupted(sink, seen)
                 _finish(recording, plan.save_state, request, out, console)
                 return _INTERRUPTED
+            except OSError:  # a full disk, or a video that a player has open: what was sampled is kept
+                bar.finish()
+                with contextlib.suppress(OSError):
+                    _finish(recording, plan.save_state, request, out, console)
+                raise
             finally:
                 bar.finish()
-            print(_result(out, done))
             _finish(recording, plan.save_state, request, out, console)
+            print(_result(out, done))
             if plan.signing is not None:
                 print(_sign(out, *plan.signing, request))
     return 0
@@ -199,7 +205,7 @@ def _finish(
     if log:
         path = _write_timeline(out, shown)
         print(
-            f"{path}: the prompts as they were shown; --timeline @{path} --seed {request.seed} makes this video again"
+            f'{path}: the prompts as they were shown; --timeline "@{path}" --seed {request.seed} makes this video again'
         )
 
 
@@ -217,4 +223,4 @@ def _save(recording: Recording | None, path: Path | None, request: VideoRequest)
         print("note: no chunk was finished, so there is no state to save", file=sys.stderr)
         return
     recording.save(path, request)
-    print(f"{path} and {latents_path(path).name}: saved, --resume {path} goes on")
+    print(f'{path} and {latents_path(path).name}: saved, --resume "{path}" goes on')

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import glob
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import values
@@ -16,6 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scale", type=values.positive, default=1, metavar="N", help="enlarge every pixel to N x N (default: 1)")
 
 
+def _expanded(paths: Sequence[Path]) -> list[Path]:
+    """As a shell does it that knows patterns, which those of Windows do not."""
+    found: list[Path] = []
+    for path in paths:
+        matches = [] if path.exists() else sorted(map(Path, glob.glob(str(path))))
+        found += matches or [path]
+    return found
+
+
 def run(options: argparse.Namespace) -> int:
     """Raises ValueError or OSError for a file that is no video, too short, or of another size than the first."""
     import torch
@@ -24,14 +35,14 @@ def run(options: argparse.Namespace) -> int:
 
     gap = 2
     rows: list[torch.Tensor] = []
-    for path in options.videos:
+    for path in _expanded(options.videos):
         frames = read_video(path)
         if len(frames) < options.count:
             raise ValueError(f"{path}: it has {len(frames)} frames, fewer than --count {options.count}")
         frames = frames.repeat_interleave(options.scale, 1).repeat_interleave(options.scale, 2)
         row = frame_strip(frames, options.count, gap=gap)
         if rows and row.shape != rows[0].shape:
-            raise ValueError(f"{path}: its frames are not of the size of {options.videos[0]}'s")
+            raise ValueError(f"{path}: its frames are not of the size of those before it")
         if rows:
             rows.append(row.new_full((gap, *row.shape[1:]), 255))
         rows.append(row)

@@ -34,10 +34,16 @@ class CompiledBlock(FusedBlock):
         return _compiled()(x, up.weight, up.bias, down.weight, down.bias)
 
 
+def cpp_compiler() -> bool:
+    """Whether there is one that torch.compile takes: on Windows it looks for Microsoft's alone."""
+    names = ("cl",) if os.name == "nt" else ("c++", "g++", "clang++")
+    return any(map(shutil.which, (os.environ.get("CXX", names[0]), *names)))
+
+
 def compiler_missing(model: Any) -> str | None:
     """Why nothing can be compiled for a model here, or None."""
     device = model.patch_embedding.weight.device
-    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+    if device.type == "cpu" and not cpp_compiler():
         return "it takes a C++ compiler (g++)"
     if device.type == "cuda" and not _triton():
         return "it takes the package triton"

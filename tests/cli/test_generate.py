@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -286,6 +287,18 @@ def test_a_bidirectional_preset_samples_the_whole_video_at_once(generate):
     assert "6 latent frames, 1 chunk" in result.out
     assert "3 denoising forwards, each twice for guidance  [--schedule, preset wan]" in result.out
     assert "note: --window: no effect on a model that makes the whole video at once" in result.err
+
+
+def test_the_text_encoder_goes_to_the_cpu_where_the_card_is_too_small(monkeypatch):
+    where = []
+    monkeypatch.setattr(cli_models.UMT5Encoder, "load", lambda path, *, device: where.append(str(device)))
+    for free in (24e9, 8e9):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (int(free), int(24e9)))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            cli_models.umt5_encoder(Path("umt5"), None, device=torch.device("cuda"))
+    assert where == ["cuda", "cpu"]
+    assert "8.0 GB free" in str(said[0].message) and "--embedding-cache" in str(said[0].message)
 
 
 def test_effectless_options_are_pointed_out(generate):

@@ -9,6 +9,7 @@ import torch
 
 from diag_core.cli import models as cli_models
 from diag_core.cli import plan as cli_plan
+from diag_core.cli.outputs import check_writable
 from diag_core.video import write_png
 
 PROMPT = ("--prompt", "a 1")
@@ -180,3 +181,16 @@ def test_a_video_that_cannot_be_written_is_an_error(generate, monkeypatch):
     assert result.code == 2
     assert "No space left on device" in result.err
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that not even an administrator can write to")
+def test_a_folder_that_cannot_be_written_to(generate, early):
+    result = generate(*PROMPT, "--out", "/proc/a.mp4")
+    assert result.code == 2 and "/proc: /proc cannot be written to" in result.err
+
+
+def test_a_drive_that_is_not_there(monkeypatch):
+    """On Windows, where the root of a path may be missing too."""
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    with pytest.raises(FileNotFoundError, match=r"a/b: .* is not there"):
+        check_writable(Path("a/b"))

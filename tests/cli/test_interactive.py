@@ -64,7 +64,7 @@ def test_prompts_take_effect_with_the_next_chunk_and_the_timeline_makes_the_vide
     assert "from the next chunk on: a blue 7" in result.err and "from the next chunk on: a green 1" in result.err
     assert "1.31 s: a blue 7 (" in result.err and "ms after it was asked for" in result.err
     assert Path("a.timeline.txt").read_text() == "0s: a red 3\n6lf: a blue 7\n12lf: a green 1\n"
-    assert "--timeline @a.timeline.txt --seed 4 makes this video again" in result.out
+    assert '--timeline "@a.timeline.txt" --seed 4 makes this video again' in result.out
     typing({})
     result = generate("--timeline", "@a.timeline.txt", "--seed", 4, "--frames", 81, "--out", "b.mp4")
     assert result.code == 0, result.err
@@ -83,7 +83,7 @@ def test_ctrl_c_keeps_the_prompts_as_they_were_shown(generate, typing, monkeypat
     assert result.code == 130, result.err
     timeline = "0s: a red 3\n6lf: a blue 7\n12lf: a green 1\n"
     assert Path("a.timeline.txt").read_text() == timeline
-    assert "--timeline @a.timeline.txt --seed 4" in result.out
+    assert '--timeline "@a.timeline.txt" --seed 4' in result.out
     typing({})
     assert generate("--timeline", "@a.timeline.txt", *arguments, "--out", "b.mp4").code == 0
     whole, part = decode("b.mp4"), decode("a.part.mp4")

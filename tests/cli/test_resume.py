@@ -19,7 +19,7 @@ from tiny_models import decode, press_at
 from diag_core import SamplerState
 from diag_core.cli.interrupt import deferred_interrupt
 from diag_core.safetensors_file import SafetensorsFile, write_safetensors
-from diag_core.video import write_png
+from diag_core.video import Mp4Writer, write_png
 
 ROOT = Path(__file__).parents[2]
 PROMPT = ("--prompt", "a red 3", "--seed", 5)
@@ -37,7 +37,7 @@ def test_going_on_equals_one_run(generate, whole, frames):
     """Also from a length that is no whole number of chunks, or of latent frames."""
     first = generate(*PROMPT, "--frames", frames, "--save-state", "s", "--out", "first.mp4")
     assert first.code == 0, first.err
-    assert "s and s.latents.safetensors: saved, --resume s goes on" in first.out
+    assert 's and s.latents.safetensors: saved, --resume "s" goes on' in first.out
     assert torch.equal(decode("first.mp4"), whole[:frames])
     second = generate("--resume", "s", "--frames", 57, "--out", "second.mp4")
     assert second.code == 0, second.err
@@ -186,6 +186,28 @@ def test_ctrl_c_keeps_the_finished_chunks_and_the_state(generate, whole, monkeyp
     result = generate("--resume", "s", "--out", "b.mp4")  # to the length it was to have
     assert result.code == 0, result.err
     assert torch.equal(decode("b.mp4"), whole)
+
+
+def test_a_video_that_cannot_get_its_name_keeps_the_state(generate, whole, monkeypatch):
+    """On Windows, because a player has it open."""
+
+    def refuse(self: Mp4Writer) -> None:
+        raise OSError("a.mp4: the whole video is in a.part.mp4")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mp4Writer, "close", refuse)
+        result = generate(*PROMPT, "--frames", 33, "--out", "a.mp4", "--save-state", "s")
+    assert result.code == 2 and "the whole video is in a.part.mp4" in result.err
+    assert generate("--resume", "s", "--frames", 57, "--out", "b.mp4").code == 0
+    assert torch.equal(decode("b.mp4"), whole)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_a_state_that_is_read_is_not_kept_open(generate, whole):
+    """Windows would not let it be saved over."""
+    assert generate(*PROMPT, "--frames", 33, "--out", "a.mp4", "--save-state", "kept-state").code == 0
+    state = SamplerState.load("kept-state")
+    assert state.history and "kept-state" not in Path("/proc/self/maps").read_text()
 
 
 def test_ctrl_c_before_the_first_chunk_leaves_nothing(generate, monkeypatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 import torch
 
@@ -28,6 +31,28 @@ def test_rows_are_videos_and_columns_frames_from_first_to_last(tmp_path):
         for column, frame in ((32, 0), (66 + 32, 2), (132 + 32, 4)):
             assert abs(int(image[row, column, 0]) - (level + 20 * frame)) <= 6
     assert (image[32] == 255).all()
+
+
+def test_patterns_are_expanded_where_the_shell_does_not(tmp_path, capsys):
+    for name, level in (("b.mp4", 100), ("a.mp4", 0)):
+        write(tmp_path / name, level=level)
+    out = tmp_path / "strip.png"
+    assert main(["strip", str(tmp_path / "*.mp4"), "--out", str(out), "--count", "2"]) == 0
+    image = read_image(out)
+    assert image.shape[0] == 2 * 16 + 2 and image[8, 16, 0] < 10 < 90 < image[26, 16, 0]
+    capsys.readouterr()
+    assert main(["strip", str(tmp_path / "*.mkv"), "--out", str(out)]) == 2
+    assert "*.mkv" in capsys.readouterr().err
+
+
+def test_a_name_that_the_console_cannot_write_ends_nothing(tmp_path, monkeypatch):
+    """As on Windows, where redirected output is of the system's code page."""
+    out = tmp_path / "\u7ea2.png"
+    console = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", console)
+    assert main(["strip", str(write(tmp_path / "a.mp4")), "--out", str(out), "--count", "2"]) == 0
+    console.flush()
+    assert out.exists() and b"\\u7ea2.png" in console.buffer.getvalue()
 
 
 def test_videos_come_back_whole(tmp_path):

@@ -46,6 +46,14 @@ def test_videos_that_are_there_are_not_made_again(generate, prompts: Path) -> No
     assert (done.code, done.err) == (2, "error: all 4 videos are in videos already; --overwrite makes them again\n")
 
 
+def test_capitals_are_told_apart_only_where_the_file_system_does(generate, monkeypatch):
+    two = ("--layout", "vbench", "--prompt", "a 1", "--prompt", "A 1", "--count", 1, "--frames", 1, "--out", "videos")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.path.normcase", str.lower)
+        assert "would be made twice" in generate(*two).err
+    assert generate(*two).code == 0
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

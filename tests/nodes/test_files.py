@@ -14,11 +14,11 @@ import pytest
 @pytest.fixture
 def files(monkeypatch, tmp_path):
     """nodes.files over folders of our own: "vae" lists a.safetensors, "vae_approx" lists b.pth and one that is gone."""
-    for name in ("vae/a.safetensors", "vae_approx/b.pth", "secret.safetensors"):
+    for name in ("vae/a.safetensors", "vae_approx/b.pth", "vae_approx/sub/c.pth", "secret.safetensors"):
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    listed = {"vae": ["a.safetensors"], "vae_approx": ["b.pth", "gone.pth"]}
+    listed = {"vae": ["a.safetensors"], "vae_approx": ["b.pth", "gone.pth", "sub/c.pth"]}
 
     def full_path(folder: str, name: str) -> str | None:
         path = tmp_path / folder / name
@@ -37,6 +37,11 @@ def files(monkeypatch, tmp_path):
 def test_the_first_folder_that_lists_it(files, tmp_path):
     assert files.chosen_file(("vae_approx", "vae"), "a.safetensors") == tmp_path / "vae" / "a.safetensors"
     assert files.chosen_file(("vae_approx", "vae"), "b.pth") == tmp_path / "vae_approx" / "b.pth"
+
+
+def test_a_workflow_from_another_system_has_other_slashes(files, tmp_path):
+    assert files.chosen_file(("vae_approx",), "sub\\c.pth") == tmp_path / "vae_approx" / "sub" / "c.pth"
+    assert files.file_fault("vae_name", "sub/c.pth", ["sub\\c.pth"]) is True
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "gone.pth", "", "B.PTH"])
