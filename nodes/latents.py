@@ -250,6 +250,7 @@ class DiagDistillExtend(io.ComfyNode):
                 "or a model that makes the whole video at once, leaves nothing to go on from). To go on from other "
                 "pictures, use Start Image Latent"
             )
+        record.check(comfy_bridge.normalise(samples), record.chunk_frames)
         more = latent_length(length, unit, fps, chunk_frames, more=True)
         batch, channels, _, rows, columns = samples.shape
         kept = {key: value for key, value in latent.items() if key not in (RECORD_KEY, "noise_mask")}

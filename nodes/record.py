@@ -60,7 +60,7 @@ class Record:
         if there.shape != last.shape or not torch.allclose(there, last, rtol=1e-3, atol=1e-3):
             raise ValueError(
                 "the latent was changed after it was sampled, so it cannot be continued: connect the Diagonal "
-                "Sampler's LATENT to Extend Video directly. To go on from other latents, use Start Image Latent with "
+                "Sampler's LATENT directly. To go on from other latents, use Start Image Latent with "
                 "the last pictures"
             )
 

@@ -16,7 +16,7 @@ from .choice import CUSTOM, FROM_MODEL, PRESET_NAMES, SamplingChoice
 from .comfy_sampler import LiveInput, make_sampler, sample_latent
 from .custom_types import SCHEDULE
 
-_ONLY_CUSTOM = " Counts with the preset 'custom', or when the model brings no settings of its own."
+_ONLY_CUSTOM = " Counts with the preset 'custom', or with 'from model' when the model brings none."
 
 
 def preset_inputs() -> list[Any]:
@@ -32,8 +32,8 @@ def preset_inputs() -> list[Any]:
             "schedule_text",
             default="",
             tooltip="Steps of each chunk, such as 4322222, '4 3 2*5' or '1000,750,100 | 1000,100'. Empty: the "
-            "preset's; with 'custom', the checkpoint's own. A connected schedule goes first. More steps: cleaner and "
-            "slower. Mind that 12 means 1 step, then 2.",
+            "preset's; with 'custom', the checkpoint's own, or 4322222. A connected schedule goes first. More steps: "
+            "cleaner and slower. Mind that 12 means 1 step, then 2.",
         ),
     ]
 

@@ -125,6 +125,7 @@ class DiagDistillSaveState(io.ComfyNode):
                 "this LATENT does not say how it was sampled: connect the Diagonal Sampler's output directly. A latent "
                 "alone is saved with Save Latent"
             )
+        record.check(comfy_bridge.normalise(samples), record.chunk_frames)
         folder, name, counter, _, _ = folder_paths.get_save_image_path(
             f"{_FOLDER}/{filename_prefix}", folder_paths.get_output_directory()
         )

@@ -76,8 +76,8 @@ class DiagDistillStream(Checked, TakesPrompts, io.ComfyNode):
                     multiline=True,
                     default="",
                     optional=True,
-                    tooltip="Prompts for the live box, one a line, encoded before the video begins so that they take "
-                    "effect at once. Their buttons appear while it is sampled. Needs a CLIP.",
+                    tooltip="Prompts for the live box, one a line, 32 at most, encoded before the video begins so that "
+                    "they take effect at once. Their buttons appear while it is sampled. Needs a CLIP.",
                 ),
             ],
             outputs=[

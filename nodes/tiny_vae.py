@@ -32,7 +32,7 @@ def load_tiny_vae(path: Path) -> TinyVAE:
     weights = open_weights(path)
     tensors = {name: weights.read(name) for name in weights.specs}
     try:
-        vae = vae_from_state_dict(tensors, metadata=weights.metadata, encoder_lookahead=True)
+        vae = vae_from_state_dict(tensors, metadata=weights.metadata)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
     if not isinstance(vae, TinyVAE):

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slot",
         action="append",
         metavar="TEXT",
-        help="with --interactive: encode this prompt beforehand; its number then stands for it",
+        help="with --interactive: encode this prompt beforehand; its number then stands for it (32 at most)",
     )
 
     group = parser.add_argument_group("video")

@@ -19,17 +19,15 @@ def vae_from_state_dict(
     state_dict: Mapping[str, Tensor],
     *,
     metadata: Mapping[str, str] | None = None,
-    encoder_lookahead: bool = False,
 ) -> WanVAE | TinyVAE:
     """The autoencoder these weights belong to, with them loaded (shared, not copied; their dtype is kept).
 
     Knows the Wan 2.1 VAE, in original or diffusers keys, and TAEHV's layout for Wan 2.1 latents: 16 channels, a
     spatial stride of 8. Strides leave no trace in the weights: without metadata that tells, what patches do not make of
-    the 8 is taken to be done by the first stages of encoder and decoder, as in the published files.
+    the 8 is taken to be done by the first stages of encoder and decoder, as in the published files, whose encoder looks
+    ahead (see TinyVAE).
 
     metadata: of the file; ours holds `kind` and `config`.
-
-    encoder_lookahead: for TAEHV's layout, see TinyVAE; set it to encode clips with published weights.
 
     Raises ValueError for anything else, with the keys missing, extra or misshapen (ten at most).
     """
@@ -42,7 +40,7 @@ def vae_from_state_dict(
             if metadata is not None and metadata.get(KIND) == TINY_VAE:
                 vae = TinyVAE(TinyVAEConfig.from_json(metadata.get(CONFIG, "")))
             else:
-                vae = TinyVAE(_tiny_config(state_dict, encoder_lookahead))
+                vae = TinyVAE(_published_config(state_dict))
         else:
             start = ", ".join(list(state_dict)[:5]) or "no keys at all"
             raise ValueError(
@@ -63,7 +61,7 @@ def _dimension(state_dict: Mapping[str, Tensor], key: str, axis: int) -> int:
     return shape[axis]
 
 
-def _tiny_config(state_dict: Mapping[str, Tensor], encoder_lookahead: bool) -> TinyVAEConfig:
+def _published_config(state_dict: Mapping[str, Tensor]) -> TinyVAEConfig:
     latent_channels = _dimension(state_dict, "decoder.1.weight", 1)
     if latent_channels != LATENT_CHANNELS:
         raise ValueError(
@@ -100,7 +98,7 @@ def _tiny_config(state_dict: Mapping[str, Tensor], encoder_lookahead: bool) -> T
         encoder_time=(pools(2), pools(7), pools(12)),
         decoder_space=space,
         decoder_time=(grows(7), grows(13), grows(19)),
-        encoder_lookahead=encoder_lookahead,
+        encoder_lookahead=True,
     )
 
 

@@ -192,8 +192,7 @@ class TinyVAE(nn.Module):
     frame i are 4i-3..4i, the ones it stands for, and a stream can be encoded as it comes. TAEHV itself repeats the
     last frame at the end instead: its latent frame i joins frames 4i..4i+3, up to three ahead of those it stands for.
     Weights trained that way put everything three frames late when encoded in the other way (a single image is the
-    same in both). `encoder_lookahead` pads at the end: set it to encode clips with published weights, and leave it
-    off for weights trained here.
+    same in both). `encoder_lookahead` pads at the end: for published weights, not for those trained here.
 
     Works inside in 0..1, outside in -1..1. Training on a CPU is fastest under bf16 autocast, with the module in
     `memory_format=torch.channels_last` (frames are put into that format here).

@@ -56,12 +56,16 @@ def press_at(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
 
 
 def random_vae() -> TinyVAE:
-    """Its pictures use the whole range, so that small differences of latents are seen."""
+    """Its pictures use the whole range, so that small differences of latents are seen.
+
+    Its file says nothing of it, and is taken for a published one, whose encoder looks ahead.
+    """
     torch.manual_seed(1)
     space = (True, False, False)
     config = TinyVAEConfig(
-        patch_size=4, encoder_width=8, decoder_widths=(8, 8, 8, 8), encoder_space=space, decoder_space=space
-    )
+        patch_size=4, encoder_width=8, decoder_widths=(8, 8, 8, 8), encoder_space=space, decoder_space=space,
+        encoder_lookahead=True,
+    )  # fmt: skip
     vae = TinyVAE(config).requires_grad_(False)
     vae.decoder[-1].weight.mul_(30)
     vae.decoder[-1].bias.fill_(0.5)

@@ -347,6 +347,13 @@ def test_a_latent_that_cannot_be_saved_or_streamed_is_named(client, graph):
     g = graph()
     g.add("DiagDistillSaveState", latent=g.empty(6))
     assert "does not say how it was sampled" in told(client, g)
+    for node, inputs in (("DiagDistillSaveState", {}), ("DiagDistillExtend", {"length": 1.0, "unit": "chunks"})):
+        g = graph()
+        sampled = g.sampler(g.demo_model(), g.prompt(), g.empty(3))
+        after = g.add(node, latent=g.add("LatentMultiply", samples=sampled, multiplier=0.5), **inputs)
+        if inputs:
+            g.save(after)
+        assert "was changed after it was sampled" in told(client, g)
     g = graph()
     stream(g, latent=g.empty(6, batch_size=2))
     assert "one video at a time" in told(client, g)
