@@ -94,8 +94,8 @@ def settings_inputs() -> list[Any]:
         io.Boolean.Input(
             "reuse_last_step",
             default=True,
-            tooltip="A finished chunk takes one more forward, which stores it for later chunks. If its last step ran at "
-            "the KV noise already, keep what that one stored, and save the forward." + _ONLY_CUSTOM,
+            tooltip="A finished chunk takes one more forward, which stores it for later chunks. If its last step ran "
+            "at the KV noise already, keep what that one stored, and save the forward." + _ONLY_CUSTOM,
         ),
         io.Int.Input(
             "window",
