@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .checks import require_above_zero, require_at_least
 from .data.moving_digits import draw_clips, render
 from .data.paths import MovingDigitsConfig
 from .data.prompts import sample_scene
@@ -70,12 +71,19 @@ class ClassifierConfig:
     seed: int = 0
     steps: int = 500
     batch: int = 128
+    """frames a step"""
     learning_rate: float = 2e-3
+    """the highest, of one cycle"""
     weight_decay: float = 1e-2
     data: MovingDigitsConfig = field(
         default_factory=lambda: MovingDigitsConfig(digit_size=25.0, rotation=12.0, scale=0.25)
     )
     """digits of a range of sizes that holds those of videos with one digit and of those with two"""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "steps", "batch")
+        require_at_least(self, 0, "seed", "weight_decay")
+        require_above_zero(self, "learning_rate")
 
 
 def train_classifier(config: ClassifierConfig) -> DigitClassifier:

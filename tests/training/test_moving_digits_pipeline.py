@@ -243,6 +243,23 @@ def test_the_teacher_is_not_trained_on_latents_of_another_recipe(done: Path, tmp
     assert toy(tmp_path, "--stage", "latents") == 0 and toy(tmp_path, "--stage", "looks") == 0
 
 
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("autoencoder.warmup_steps=0", "warmup_steps must be at least 1, got 0"),
+        ("autoencoder.learning_rate=-1", "learning_rate must be above 0"),
+        ("autoencoder.lengths=9,8", "lengths must be 1, 5, 9"),
+        ("classifier.batch=-1", "batch must be at least 1"),
+        ("classifier.data.digit_size=0", "digit_size must be above 0"),
+        ("video_shards=-3", "video_shards must be at least 1"),
+        ("evaluation_seeds=", "evaluation_seeds must be one at least"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(tmp_path: Path, told, field: str, said: str) -> None:
+    assert toy(tmp_path / "run", f"preparation.{field}") == 2
+    assert said in told() and not (tmp_path / "run").exists()
+
+
 def test_a_full_disk(done: Path, tmp_path: Path, told, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("vae", "classifier", "teacher", "ode_init"):
         (tmp_path / f"{name}.safetensors").write_bytes((done / f"{name}.safetensors").read_bytes())

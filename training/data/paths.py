@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..checks import require, require_above_zero, require_at_least
 from .prompts import DIRECTIONS, Mover, Scene
 
 # Two digits may cross; of this many draws of their paths the one with the least overlap is taken.
@@ -42,6 +43,13 @@ class MovingDigitsConfig:
     """degrees to both sides, training scans only"""
     scale: float = 0.08
     """relative, to both sides, training scans only"""
+
+    def __post_init__(self) -> None:
+        require(self.size >= 16 and self.size % 16 == 0, "data.size", "must be a multiple of 16", self.size)
+        frames = self.num_pixel_frames
+        require(frames >= 1 and frames % 4 == 1, "data.num_pixel_frames", "must be 1, 5, 9, ..", frames)
+        require_above_zero(self, "fps", "digit_size", "pair_size", "glyph_raster", "slow", "fast", "circling")
+        require_at_least(self, 0, "speed_jitter", "start_jitter", "rotation", "scale")
 
     @classmethod
     def at(cls, size: int) -> MovingDigitsConfig:

@@ -12,6 +12,7 @@ from diag_core import CacheConfig, DiagonalSchedule
 from diag_core.checkpoint import CheckpointSettings
 from diag_core.config import DEFAULT_KV_NOISE
 
+from ..checks import require
 from ..distribution_matching import NoiseLaw
 from ..losses import LossWeights
 from ..metrics import HealthLimits
@@ -217,12 +218,6 @@ class DistilRecipe(LoopRecipe):
             title=title,
             license=license,
         )
-
-
-def require(right: bool, name: str, rule: str, value: object) -> None:
-    """ValueError unless a field's value is right."""
-    if not right:
-        raise ValueError(f"recipe: {name} {rule}, got {value}")
 
 
 def check_optimizer(recipe: OdeInitRecipe | DistilRecipe, rates: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from diag_core import WanConfig
 from diag_core.checkpoint import CheckpointSettings
 
+from ..checks import require, require_at_least
 from ..classifier import ClassifierConfig
 from ..data.paths import MovingDigitsConfig
 from ..stages.autoencoder import AutoencoderConfig
@@ -74,6 +75,17 @@ class ToyRecipe:
     evaluation_seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
+        counts = (
+            "video_shards",
+            "videos_a_shard",
+            "image_shards",
+            "images_a_shard",
+            "sample_steps",
+            "evaluation_prompts",
+        )
+        require_at_least(self, 1, *sizes, "sample_steps", "evaluation_prompts")
+        require_at_least(self, 0, "latents_seed")
+        require(bool(self.evaluation_seeds), "evaluation_seeds", "must be one at least", self.evaluation_seeds)
         if self.autoencoder.data != self.data:
             raise ValueError("recipe: autoencoder and teacher are trained on other videos; give both one `data`")
         for name, stage in self.parts.items():

@@ -13,9 +13,10 @@ from diag_core.attention import NAMES
 from diag_core.geometry import latent_size
 from diag_core.settings import WAN_NEGATIVE_PROMPT
 
+from ..checks import require
 from ..losses import LossWeights
 from ..metrics import HealthLimits
-from .distillation import DistilRecipe, OdeInitRecipe, OdePairsRecipe, require
+from .distillation import DistilRecipe, OdeInitRecipe, OdePairsRecipe
 
 LORA_TARGETS = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.k",
                 "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2")  # fmt: skip

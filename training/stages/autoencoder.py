@@ -27,6 +27,7 @@ from safetensors import safe_open
 from diag_core.vae.detect import CONFIG, KIND, TINY_VAE, vae_from_state_dict
 from diag_core.vae.tiny import TinyVAE, TinyVAEConfig
 
+from ..checks import require, require_above_zero, require_at_least
 from ..data.moving_digits import draw_clips, render
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import sample_scene
@@ -58,6 +59,7 @@ class AutoencoderConfig:
     vae: TinyVAEConfig = dataclasses.field(default_factory=toy_vae_config)
     data: MovingDigitsConfig = dataclasses.field(default_factory=MovingDigitsConfig)
     seed: int = 0
+    """of weights, clips and noise"""
     steps: int = 2000
     pairs: float = 0.5
     """share of clips with two digits"""
@@ -66,14 +68,28 @@ class AutoencoderConfig:
     pixel_frames: int = 208
     """pixel frames a step, so the batch is this over the length"""
     learning_rate: float = 2e-3
+    """the highest; it falls as a cosine, to 1% of itself"""
     warmup_steps: int = 100
+    """over which it rises from 0"""
     latent_noise: float = 0.2
     """standard deviation; latents are about unit"""
     moment_weight: float = 0.02
+    """of the term that keeps latents at mean 0 and deviation 1"""
     square_weight: float = 2.0
     """weight of the squared error beside L1, both on pixels in -1..1"""
     gradient_clip: float = 1.0
+    """largest gradient norm"""
     save_every: int = 250
+    """steps between saved states: what a kill can cost"""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "steps", "warmup_steps", "pixel_frames", "save_every")
+        require_at_least(self, 0, "seed", "latent_noise", "moment_weight", "square_weight")
+        require_above_zero(self, "learning_rate", "gradient_clip")
+        require(0 <= self.pairs <= 1, "pairs", "must be from 0 to 1", self.pairs)
+        fit = bool(self.lengths) and all(n % 4 == 1 and 1 <= n <= self.data.num_pixel_frames for n in self.lengths)
+        longest = self.data.num_pixel_frames
+        require(fit, "lengths", f"must be 1, 5, 9, .. and at most the {longest} of data.num_pixel_frames", self.lengths)
 
 
 def train(config: AutoencoderConfig, folder: str | Path, *, device: torch.device | str = "cpu") -> Path:
