@@ -116,6 +116,16 @@ def free_memory(needed: float, device: torch.device, keep: Any = None) -> None:
     comfy.model_management.free_memory(needed, device, keep_loaded=kept)
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes of the device."""
+    return int(comfy.model_management.get_total_memory(device))
+
+
+def load_model(model: Any, needed: float) -> None:
+    """Brings a MODEL back to its device, with `needed` bytes free beside it."""
+    comfy.model_management.load_models_gpu([model], memory_required=needed)
+
+
 def check_interrupted() -> None:
     """Raises ComfyUI's own exception when the user has asked to stop; never swallow it."""
     comfy.model_management.throw_exception_if_processing_interrupted()

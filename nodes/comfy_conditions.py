@@ -201,7 +201,9 @@ class StockRun:
     ) -> Tensor:
         """x [B,C,f,H,W] -> the guided flow; where the noise mask is 0, the flow to the latent that is given."""
         with self._act({c.uuid: flow for c, flow in zip(self.conditions, flows, strict=True)}):
-            x0 = self.guider(x, self._sigmas(x, sigma), model_options=self.options, seed=self.seed).to(x.dtype)
+            x0 = self.guider(
+                x, x.new_full((len(x),), sigma, dtype=torch.float32), model_options=self.options, seed=self.seed
+            ).to(x.dtype)
         if self.kept is not None:
             x0 = self.kept.apply(x0, start_frame)
         return (x - x0) / sigma
@@ -210,11 +212,9 @@ class StockRun:
         self, condition: Condition, latents: Tensor, timestep: Tensor, context: Tensor, cache: KVCache, start_frame: int
     ) -> Tensor:
         """One condition's forward outside a step. Its output is not used: what counts is what the cache holds then."""
-        sigma = float(timestep[0]) / 1000
+        sigmas = (timestep / 1000).to(latents.device, torch.float32)  # on the device all along: nothing waits for it
         with self._act({condition.uuid: lambda x: condition(x, timestep, context, cache, start_frame)}):
-            comfy.samplers.calc_cond_batch(
-                self.guider.inner_model, [[condition.alone]], latents, self._sigmas(latents, sigma), self.options
-            )
+            comfy.samplers.calc_cond_batch(self.guider.inner_model, [[condition.alone]], latents, sigmas, self.options)
         return latents
 
     @contextlib.contextmanager
@@ -225,9 +225,6 @@ class StockRun:
             yield
         finally:
             self._acting = {}
-
-    def _sigmas(self, x: Tensor, sigma: float) -> Tensor:
-        return torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
 
     def model_call(self, stock: Any, x: Tensor, context: Tensor, transformer_options: dict[str, Any]) -> Tensor:
         """ComfyUI's call of the model, conditions batched as it likes: each runs with its own cache."""

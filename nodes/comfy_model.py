@@ -76,8 +76,9 @@ def stock_forward(
 ) -> Tensor:
     """`WanDiT.forward` over a stock WanModel: latents [B,C,f,H,W] in the dtype to compute in, context [B,L,D] as it is.
 
-    Every cross-attention is called as the module it is, attention goes through ComfyUI's own function, and blocks that
-    other packs replace (skip-layer guidance and the like) are replaced here too.
+    Attention goes through ComfyUI's own function, and blocks that other packs replace (skip-layer guidance and the
+    like) are replaced here too. ComfyUI's own cross-attention is computed from its layers, so that the text's keys are
+    kept from step to step; any other is called as the module it is.
     """
     return forward_impl(
         stock,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
 import torch
 
 from ..diag_core import CacheConfig, ContextPolicy, WanConfig
 from ..diag_core.geometry import tokens_per_frame
 from ..diag_core.settings import CheckpointSettings
+from . import comfy_bridge
 from .comfy_fast import idle_bytes
 
 
@@ -74,7 +74,7 @@ def prepare_sampling(
 
 def check_room(cache_bytes: int, plan: Plan, frames: int, device: torch.device) -> None:
     """ValueError where a cache without a window is larger than the device."""
-    there = comfy.model_management.get_total_memory(device)
+    there = comfy_bridge.total_memory(device)
     if plan.cache.window_frames is None and cache_bytes > there:
         raise ValueError(
             f"this model attends to the whole video: its keys and values of {frames} latent frames take "

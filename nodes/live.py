@@ -90,9 +90,10 @@ def listening(
         keep_past: see `LivePrompts`.
         on_switch: called when a prompt has taken effect.
     """
-    import comfy.model_management
     import comfy.utils
     from comfy_execution.utils import get_executing_context
+
+    from . import comfy_bridge
 
     context = get_executing_context()
     key = ("", "") if context is None else (context.prompt_id, context.node_id)
@@ -100,7 +101,7 @@ def listening(
 
     def encode(prompt: str) -> Tensor:
         encoded = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-        comfy.model_management.load_models_gpu([model], memory_required=memory())
+        comfy_bridge.load_model(model, memory())
         reloaded()
         return comfy.utils.repeat_to_batch_size(encoded[0][0].to(device, torch.float32), batch)
 

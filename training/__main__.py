@@ -17,7 +17,7 @@ from .metrics import Collapse
 from .overrides import with_overrides
 from .recipes.moving_digits import RECIPES
 from .recipes.toy import ToyRecipe, toy, toy_smoke
-from .stages import moving_digits, toy_teacher
+from .stages import moving_digits, scoring, toy_teacher
 from .stages.autoencoder import data_of
 from .stopping import Stopped
 from .wan import commands as wan
@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--schedule", help="instead of the checkpoint's")
     evaluate.add_argument("--cfg", type=float, help="instead of the checkpoint's")
     evaluate.add_argument("--kv-noise", type=float, help="schedule timestep, instead of the checkpoint's")
+    evaluate.add_argument(
+        "--reuse-last-step", action=argparse.BooleanOptionalAction,
+        help="whether a last step at the KV noise is what later chunks see, or a forward more; the two differ",
+    )  # fmt: skip
     evaluate.add_argument(
         "--compiled", action="store_true",
         help="fuse small operations of a teacher with torch.compile, which needs a C++ compiler: faster after a minute",
@@ -176,19 +180,19 @@ def _toy_teacher(options: argparse.Namespace) -> None:
 
 
 def _toy_evaluate(options: argparse.Namespace) -> None:
-    toy_teacher.evaluate(
+    scoring.evaluate(
         options.folder,
         prompts=options.prompts,
         seeds=options.seeds,
         file=options.file,
-        overrides={"schedule": options.schedule, "cfg": options.cfg, "kv_noise": options.kv_noise},
+        overrides={name: getattr(options, name) for name in ("schedule", "cfg", "kv_noise", "reuse_last_step")},
         compiled=options.compiled,
         report=options.json,
     )
 
 
 def _toy_compare(options: argparse.Namespace) -> None:
-    toy_teacher.compare(
+    scoring.compare(
         options.folder,
         prompts=options.prompts,
         file=options.file,

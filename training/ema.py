@@ -13,22 +13,25 @@ from .parallelize import trained_weights
 
 
 class EMA:
-    """Average of trained weights; the decay rises from 0 as (1 + n) / (10 + n), so that the first steps do not linger.
+    """Average of trained weights, in which the first updates do not linger.
 
     Args:
         model: its weights are the first average, those of them that ask for gradients.
         decay: the largest decay.
+        start: updates during which the average is a copy of the weights; after them the decay is `decay`. With 0 it
+            rises to that instead, as (1 + n) / (10 + n).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, model: nn.Module, decay: float, start: int = 0) -> None:
+        self.decay, self.start = decay, start
         self.updates = 0
         self.average = {name: p.detach().float().clone() for name, p in trained_weights(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        rising = (1 + self.updates) / (10 + self.updates) if self.start == 0 else float(self.updates > self.start)
+        decay = min(self.decay, rising)
         weights = trained_weights(model)
         averages = [local(average) for average in self.average.values()]
         torch._foreach_lerp_(averages, [local(weights[name]).float() for name in self.average], 1 - decay)

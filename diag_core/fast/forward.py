@@ -63,7 +63,7 @@ def forward(
         ops: kernels, or torch_ops.
         attended: tokens at the beginning of the cache that are attended to, the chunk's own among them.
         dtype: what is computed in.
-    """  # fmt: skip
+    """
     latents, patch = inputs.latents, model.patch_embedding
     x = _patches(latents.to(patch.weight.dtype), patch).to(dtype)
     time = model.time_embedding(sinusoids(inputs.timestep, model.freq_dim).to(dtype))  # [B,D]
@@ -89,7 +89,7 @@ def _block(
     attended: int,
     attend: Attention,
 ) -> None:
-    """Into x [B,N,D]; modulation [B,6,D]."""  # fmt: skip
+    """Into x [B,N,D]; modulation [B,6,D]."""
     block = fast.block
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation.unbind(1)
     attn = block.self_attn

@@ -125,7 +125,7 @@ def test_toy_report_draws_stages_and_curves(done: Path, tmp_path: Path) -> None:
     report = json.loads((done / "scores" / "dit.json").read_text())
     mean, spread = (100 * report[name]["digit"] for name in ("scores", "spread"))
     digits = next(row for row in rows if row.startswith("| digits right"))
-    assert digits.endswith(f"| {mean:.1f}% ± {spread:.1f}% |")
+    assert spread == 0 and digits.endswith(f"| {mean:.1f}% |")  # one seed has no spread to tell
 
 
 def test_stages_play_beside_each_other() -> None:

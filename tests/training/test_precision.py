@@ -12,7 +12,7 @@ from diag_core import WanConfig, WanDiT
 from diag_core.checkpoint import CheckpointSettings, save_dit
 from training.precision import autocast, flow_of, precision_of
 from training.stages.flow_matching import sample
-from training.stages.toy_teacher import load_for_sampling
+from training.stages.scoring import load_for_sampling
 
 CONFIG = WanConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=1, text_len=32)
 LATENTS = torch.randn(1, 16, 3, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,7 @@ from training.data.moving_digits import render, scans_of
 from training.data.paths import Body, Clip, MovingDigitsConfig
 from training.data.prompts import DIRECTIONS, Scene, parse
 from training.stages.autoencoder import load_autoencoder
-from training.stages.toy_teacher import load_for_sampling
+from training.stages.scoring import load_for_sampling
 from training.switch_study import StudyConfig, Variant
 from training.switch_study.pairs import prompts_of, switch_pairs
 from training.switch_study.readings import Readings, differences, joined, read_videos, summary

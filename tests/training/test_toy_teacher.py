@@ -17,7 +17,7 @@ from training.__main__ import main
 from training.data.paths import MovingDigitsConfig
 from training.logbook import read_log
 from training.recipes.toy import toy_smoke
-from training.stages import toy_teacher
+from training.stages import scoring, toy_teacher
 
 DEMO = Path(__file__).parents[2] / "demo"
 
@@ -62,7 +62,7 @@ def test_a_bidirectional_model_is_sampled_as_one_chunk_of_the_whole_video(
     # The graph as PyTorch runs it: code for it takes a minute to make, and is not this project's to test.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     data = MovingDigitsConfig(num_pixel_frames=9)
-    checkpoint, settings = toy_teacher.load_for_sampling(
+    checkpoint, settings = scoring.load_for_sampling(
         DEMO / "dit.safetensors", {"causal": False, "cfg": 2.0, "schedule": "6", "step": "euler"}
     )
     vae = toy_teacher.autoencoder.load_autoencoder(DEMO / "vae.safetensors")
@@ -77,7 +77,7 @@ def test_a_bidirectional_model_is_sampled_as_one_chunk_of_the_whole_video(
         )  # fmt: skip
         expected = vae.decode(latents)
     torch._dynamo.utils.counters.clear()
-    pixels = toy_teacher.sampler_of(checkpoint, settings, vae, data, compiled=compiled)(prompts, 5)
+    pixels = scoring.sampler_of(checkpoint, settings, vae, data, compiled=compiled)(prompts, 5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
     assert pixels.shape == (2, 3, 9, 64, 64)
     off = (pixels - expected).abs()  # by bfloat16

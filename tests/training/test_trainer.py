@@ -318,6 +318,24 @@ def test_the_average_is_lent_to_the_model_and_taken_back() -> None:
     assert all(torch.equal(p, a) for p, a in zip(model.parameters(), after, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("start", "average"),
+    [
+        (0, 6 * (1 - 2 / 11) * 3 / 12 + 3 * 9 / 12),  # decays of 2/11, then 3/12
+        (1, 6 * 0.9 + 3 * 0.1),  # a copy of the first update, then 0.9 as asked for
+        (2, 3.0),
+    ],
+)
+def test_the_average_rises_from_its_first_update_or_begins_later(start: int, average: float) -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    ema = EMA(model, 0.9, start)
+    for value in (6.0, 3.0):
+        torch.nn.init.constant_(model.weight, value)
+        ema.update(model)
+    assert torch.allclose(ema.state_dict()["weight"], torch.tensor([[average]]))
+
+
 def test_the_pace_is_told() -> None:
     progress = trainer.Progress(began=trainer.time.monotonic() - 10, first=5, done=10, steps=70)
     assert progress.text() == "2.00 s/step, 2 min left"

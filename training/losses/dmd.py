@@ -17,7 +17,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def dmd_gradient(x: Tensor, fake_x0: Tensor, real_x0: Tensor) -> Tensor:
-    """(fake_x0 - real_x0) / mean|x - real_x0|, the mean over all axes but the batch; NaN becomes 0.
+    """(fake_x0 - real_x0) / mean|x - real_x0|, the mean over all axes but the batch; what is not finite becomes 0.
 
     Without gradient, in float32 at least. Same shape as `x`.
     """

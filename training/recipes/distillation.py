@@ -12,7 +12,7 @@ from diag_core import CacheConfig, DiagonalSchedule
 from diag_core.checkpoint import CheckpointSettings
 from diag_core.config import DEFAULT_KV_NOISE
 
-from ..checks import require
+from ..checks import require, require_at_least
 from ..distribution_matching import NoiseLaw
 from ..losses import LossWeights
 from ..metrics import HealthLimits
@@ -187,7 +187,10 @@ class DistilRecipe(LoopRecipe):
     clip: float = 10.0
     """largest gradient norm, of both"""
     ema: float = 0.99
-    """decay of the generator's averaged weights, which it approaches as (1 + n) / (10 + n) over its updates"""
+    """decay of the generator's averaged weights"""
+    ema_start: int = 0
+    """generator updates during which the average is a copy of the weights; 0 lets the decay rise instead, as
+    (1 + n) / (10 + n) over n updates"""
     checkpointing: bool = False
     """keep fewer activations and compute them again: less memory, a third more time"""
     compiled: bool = False
@@ -198,6 +201,7 @@ class DistilRecipe(LoopRecipe):
         super().__post_init__()
         for name in ("generator_every", "batch", "chunk_frames"):
             require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        require_at_least(self, 0, "ema_start")
         check_optimizer(self, ("learning_rate", "critic_learning_rate"))
         require(self.cfg >= 1, "cfg", "must be at least 1", self.cfg)
         require(all(0 <= b < 1 for b in self.betas), "betas", "must be 0 or more and below 1", self.betas)

@@ -75,14 +75,7 @@ class ToyRecipe:
     evaluation_seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        counts = (
-            "video_shards",
-            "videos_a_shard",
-            "image_shards",
-            "images_a_shard",
-            "sample_steps",
-            "evaluation_prompts",
-        )
+        sizes = ("video_shards", "videos_a_shard", "image_shards", "images_a_shard")
         require_at_least(self, 1, *sizes, "sample_steps", "evaluation_prompts")
         require_at_least(self, 0, "latents_seed")
         require(bool(self.evaluation_seeds), "evaluation_seeds", "must be one at least", self.evaluation_seeds)

@@ -144,6 +144,8 @@ class WanDistilRecipe(DistilRecipe):
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     negative_prompt: str = WAN_NEGATIVE_PROMPT
     """what the real score's guidance leads away from; it must be among the embeddings"""
+    ema_start: int = 40
+    """generator updates during which the average is a copy of the weights: 200 iterations, as published"""
     micro_batch: int = 1
     """videos of a forward on one GPU, whose gradients add up to the batch's; 0 takes the GPU's share at once"""
     checkpointing: bool = True

@@ -114,7 +114,7 @@ class Distil:
         self.teach = forward_of(roles.real_score, compiled=recipe.compiled)
         self.generator_optimizer = self._optimizer(self.generator, recipe.learning_rate)
         self.critic_optimizer = self._optimizer(self.critic, recipe.critic_learning_rate)
-        self.ema = EMA(self.generator, recipe.ema)
+        self.ema = EMA(self.generator, recipe.ema, recipe.ema_start)
 
     def _optimizer(self, model: WanDiT, learning_rate: float) -> Optimizer:
         recipe = self.recipe

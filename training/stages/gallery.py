@@ -20,7 +20,7 @@ from ..evaluate import score_videos
 from ..io import save_json
 from ..metrics import pixel_health
 from ..videos import save_videos
-from .toy_teacher import sampler_of
+from .scoring import sampler_of
 
 _SEED = 30_000
 """of prompts and noise: neither the evaluation's nor the teacher's own samples"""

@@ -39,7 +39,7 @@ from ..recipes.distillation import DistilRecipe, LoopRecipe
 from ..recipes.moving_digits import MovingDigitsRecipe
 from ..roles import Roles, digest, load_role
 from ..trainer import Task, train
-from . import autoencoder, toy_teacher
+from . import autoencoder, scoring, toy_teacher
 from .begin import begin
 from .distil import Distil
 from .gallery import DigitsGallery
@@ -170,7 +170,7 @@ class Pipeline:
             if _made_with(report) == made_with:
                 continue
             log.info("evaluate: %s", file)
-            result = toy_teacher.evaluate(
+            result = scoring.evaluate(
                 self.folder, prompts=preparation.evaluation_prompts, seeds=preparation.evaluation_seeds, file=file,
                 data=preparation.data, compiled=file == TEACHER and preparation.teacher.compiled,
             )  # fmt: skip

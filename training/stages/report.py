@@ -18,7 +18,7 @@ from ..distillation_pictures import Curve, Panel, draw_curves, draw_playing, dra
 from ..logbook import FILE
 from . import autoencoder
 from .score_table import forwards, load_reports, score_table, seconds_of
-from .toy_teacher import load_for_sampling, sampler_of
+from .scoring import load_for_sampling, sampler_of
 
 log = logging.getLogger(__name__)
 

@@ -69,10 +69,15 @@ def score_table(
     row("seconds of a video", [f"{seconds[stage]:.2f}" for stage in stages])
     for key, (title, form) in _ROWS.items():
         if all(key in report["scores"] for report in reports.values()):
-            row(title, [f"{r['scores'][key]:{form}} ± {r['spread'][key]:{form}}" for r in reports.values()])
+            row(title, [_with_spread(report, key, form) for report in reports.values()])
     for key, (title, form) in _DRIFT.items():
         row(title, [format(report["drift"][key], form) for report in reports.values()])
     return lines
+
+
+def _with_spread(report: dict[str, Any], key: str, form: str) -> str:
+    spread = f" ± {report['spread'][key]:{form}}" if len(report["seeds"]) > 1 else ""  # one seed has none
+    return f"{report['scores'][key]:{form}}{spread}"
 
 
 def load_reports(folder: Path, files: dict[str, str]) -> dict[str, dict[str, Any]]:

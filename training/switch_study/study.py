@@ -20,7 +20,7 @@ from torch import Tensor
 from ..classifier import load_classifier
 from ..io import save_json
 from ..stages.autoencoder import load_autoencoder
-from ..stages.toy_teacher import load_for_sampling
+from ..stages.scoring import load_for_sampling
 from .pairs import prompts_of, switch_pairs
 from .readings import Readings, differences, joined, read_videos, summary
 from .sampling import CONTROL, StudyConfig, SwitchSampler
