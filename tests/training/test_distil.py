@@ -82,6 +82,15 @@ def test_who_is_trained_when() -> None:
     assert own.ema.updates == 2
 
 
+def test_the_students_average_begins_when_the_recipe_says() -> None:
+    copies = []
+    for start in (0, 1):
+        own = task(replace(RECIPE, ema_start=start))
+        own.update_generator(0)
+        copies.append(same(own.ema.state_dict(), weights(own.generator)))
+    assert copies == [False, True]
+
+
 def test_a_student_that_is_the_teacher_feels_no_pull_of_its_distribution() -> None:
     recipe = replace(RECIPE, weights=LossWeights(gamma=0.0), cfg=1.0, critic_learning_rate=1e-30)
     own = task(recipe, real_score=model(WAN, 1), fake_score=model(WAN, 1), regression=None)

@@ -57,6 +57,7 @@ def test_published_settings() -> None:
     for stage in (stage1, stage2, longlive):
         assert isinstance(stage, WanDistilRecipe)
         assert (stage.learning_rate, stage.critic_learning_rate, stage.betas) == (2e-6, 4e-7, (0.0, 0.999))
+        assert stage.ema_start * stage.generator_every == 200
         assert (stage.batch, stage.ema, stage.clip, stage.weight_decay, stage.generator_every) == (
             64,
             0.99,
