@@ -15,9 +15,9 @@ from typing import Any
 
 from .config import CacheConfig, ContextPolicy
 from .demo_text import DEMO_ENCODER
+from .denoising import STEPS
 from .diagonal_schedule import DiagonalSchedule
 
-STEPS = ("renoise", "euler")
 TEXT_ENCODERS = ("umt5", DEMO_ENCODER)
 
 # Wan's standard negative prompt, as its public configs have it: undistilled models were tuned with these very words.
@@ -35,6 +35,7 @@ class CheckpointSettings:
     schedule: str
     """Text form of the diagonal schedule (`DiagonalSchedule.parse`)."""
     shift: float = 5.0
+    """Of the noise schedule: sigma = shift t / (1 + (shift - 1) t), t the schedule timestep over 1000."""
     kv_noise: float = 100.0
     """Level at which finished chunks are committed, as a schedule timestep: 0 is clean."""
     reuse_last_step: bool = True
@@ -42,14 +43,20 @@ class CheckpointSettings:
     window_frames: int | None = 12
     """Latent frames attended in all; None is everything."""
     sink_frames: int = 3
+    """The first latent frames of the video, which stay in the window when others leave."""
     positions: str = "absolute"
+    """What RoPE counts: frames of the video, or places in the window (`CacheConfig.positions`)."""
     chunk_frames: int = 3
+    """Latent frames denoised together."""
     causal: bool = True
     """False for a bidirectional model: the whole video is one chunk, and cache and commit do not matter."""
     step: str = "renoise"
+    """How a step goes on from its estimate of the clean latents: "renoise" with fresh noise, or "euler"."""
     cfg: float = 1.0
+    """Guidance by `negative_prompt`; 1 is none and costs one forward a step, everything else two."""
     negative_prompt: str = ""
     text_encoder: str = "umt5"
+    """Whose embeddings the model knows: one of `TEXT_ENCODERS`."""
     title: str = ""
     license: str = ""
 

@@ -9,9 +9,9 @@ import torch
 from comfy_api.latest import io
 
 from ..diag_core import DiagonalSchedule
+from ..diag_core.denoising import STEPS
 from ..diag_core.diagonal_schedule import DEFAULT_SHIFT
 from ..diag_core.geometry import DEFAULT_FPS
-from ..diag_core.settings import STEPS
 from .choice import CUSTOM, FROM_MODEL, PRESET_NAMES, SamplingChoice
 from .comfy_sampler import LiveInput, make_sampler, sample_latent
 from .custom_types import SCHEDULE

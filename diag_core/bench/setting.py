@@ -26,6 +26,7 @@ class BenchSetting:
     """Raises ValueError for what cannot be sampled, before anything is built."""
 
     preset: str
+    """Name of the model's sizes in reports."""
     model: WanConfig
     width: int = 832
     height: int = 480
@@ -33,13 +34,16 @@ class BenchSetting:
     chunk_frames: int = 3
     schedule: DiagonalSchedule = field(default_factory=lambda: DiagonalSchedule.parse("4322222"))
     commit: str = "last-step"
+    """What later chunks see of a chunk: its "last-step", or a forward more on it "clean" or "noised"."""
     kv_noise: float = 100.0
     """Level of a "noised" commit as a schedule timestep (0..1000, before the shift); not used by the others."""
     cache: CacheConfig = field(default_factory=CacheConfig)
     step: str = "renoise"
+    """What follows an estimate: one of `STEPS`."""
     cfg: float = 1.0
     """Guidance; anything but 1 runs every forward twice."""
     decoder: str = "taehv"
+    """One of `DECODERS`."""
     tiny_vae: TinyVAEConfig = field(default_factory=TinyVAEConfig)
     """Sizes of the "taehv" decoder."""
     wan_vae_dim: int = 96
@@ -47,6 +51,7 @@ class BenchSetting:
     decode_frames: int = 3
     """Latent frames decoded at once, where a chunk has more."""
     batch: int = 1
+    """Videos sampled at once."""
     dtype: str = "bfloat16"
     device: str | None = None
     """A device of PyTorch; None takes the GPU where there is one."""

@@ -16,8 +16,9 @@ from . import values
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options left out are None where the checkpoint, or a saved video, has a say."""
     from ..attention import NAMES
+    from ..denoising import STEPS
     from ..fast import MODES
-    from ..settings import PRESETS, STEPS
+    from ..settings import PRESETS
     from .outputs import LAYOUTS
 
     group = parser.add_argument_group("prompt")

@@ -30,15 +30,18 @@ class VideoRequest:
     """A video to make. ValueError for values that do not fit each other."""
 
     entries: tuple[TimelineEntry, ...]
+    """Prompts and where they begin."""
     settings: CheckpointSettings
     seed: int
     width: int
     height: int
     fps: float
     pixel_frames: int
+    """Length of the video, 1, 5, 9, .."""
     given_frames: int = 0
     """latent frames that are there already: those of an image or a video"""
     blend_chunks: int = 0
+    """Chunks over which the new prompt replaces the old one after a switch."""
     switch: SwitchPolicy = dataclasses.field(default_factory=SwitchPolicy)
 
     def __post_init__(self) -> None:

@@ -18,20 +18,27 @@ class FlowMatchingRecipe:
         default_factory=lambda: WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=6, text_len=32)
     )
     seed: int = 0
+    """of the weights, where nothing is gone on from, of the order of the data, and of all noise"""
     image_steps: int = 1400
     """steps on first frames before the first video"""
     video_steps: int = 1500
     """steps that follow, of which every `image_every`-th is on first frames again"""
     image_every: int = 8
     image_batch: int = 256
+    """first frames a step"""
     video_batch: int = 12
+    """whole videos a step"""
     sparse_of: tuple[int, int] = (0, 1)
     """of so many video steps, so many show only each `sparse_stride`-th latent frame, from the first on: cheap steps
     that teach where things go"""
     sparse_stride: int = 3
+    """1 would be all of them"""
     sparse_batch: int = 16
+    """videos a step of these"""
     learning_rate: float = 8e-4
+    """the highest, between warm-up and cooldown"""
     warmup_steps: int = 100
+    """over which the learning rate rises from zero"""
     cooldown: float = 0.35
     """share of all steps over which the learning rate falls linearly to zero"""
     weight_decay: float = 0.01
@@ -46,11 +53,14 @@ class FlowMatchingRecipe:
     spread: float = 1.6
     """standard deviation of the noise levels' logits, before the shift"""
     ema: float = 0.998
+    """decay a step of the averaged weights, which are the result"""
     compiled: bool = False
     """fuse small operations with torch.compile, which needs a C++ compiler: a quarter faster on a CPU, and other last
     bits"""
     save_every: int = 100
+    """steps between saved states: what a kill can cost"""
     log_every: int = 20
+    """steps between the lines of the log"""
 
     def __post_init__(self) -> None:
         batches = ("image_batch", "video_batch", "sparse_batch")
