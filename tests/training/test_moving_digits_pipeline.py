@@ -24,7 +24,7 @@ from training.recipes.moving_digits import cpu, smoke
 from training.stages.distil import Distil
 from training.stages.moving_digits import STAGES
 
-RESULTS = ("vae", "classifier", "looks", "motion", "videos", "whole", "teacher", "ode_init", "stage1", "stage2", "dit")
+RESULTS = ("vae", "classifier", "looks", "motion", "videos", "teacher", "ode_init", "stage1", "stage2", "dit")
 
 
 def toy(folder: Path, *more: str) -> int:

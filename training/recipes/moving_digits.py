@@ -13,12 +13,12 @@ from .toy import ToyRecipe, toy, toy_accelerator, toy_smoke
 
 def _cpu_pairs() -> OdePairsRecipe:
     # 20 uniform steps hit 1000, 750, 500 and 100 exactly. Guidance is what the teacher samples best with.
-    return OdePairsRecipe(shards=16, pairs_a_shard=64, batch=16, steps=20, cfg=3.0, precision="auto", compiled=True)
+    return OdePairsRecipe(shards=12, pairs_a_shard=64, batch=16, steps=20, cfg=3.0, precision="auto", compiled=True)
 
 
 def _cpu_init() -> OdeInitRecipe:
     return OdeInitRecipe(
-        steps=900, batch=12, learning_rate=3e-4, clip=1.0, sample_every=150, precision="auto", compiled=True
+        steps=600, batch=12, learning_rate=3e-4, clip=1.0, sample_every=150, precision="auto", compiled=True
     )
 
 
@@ -32,11 +32,11 @@ def _cpu_stage(**changes: Any) -> DistilRecipe:
 
 def _cpu_stage1() -> DistilRecipe:
     # Motion terms belong to stage 2; the student has nothing to be compared with yet.
-    return _cpu_stage(schedule="4", steps=400, weights=LossWeights(spatial=1.0, gamma=0.0))
+    return _cpu_stage(schedule="4", steps=250, weights=LossWeights(spatial=1.0, gamma=0.0))
 
 
 def _cpu_stage2() -> DistilRecipe:
-    return _cpu_stage(schedule="4322222", steps=500)
+    return _cpu_stage(schedule="4322222", steps=600)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ A stage leaves its result in the output folder. What is there is not made again,
     looks        looks.safetensors           stage2     stage2.safetensors
     motion       motion.safetensors          export     dit.safetensors
     videos       videos.safetensors          evaluate   scores/*.json
-    whole        whole.safetensors
     teacher      teacher.safetensors
 """
 
@@ -89,9 +88,6 @@ class Pipeline:
 
     def videos(self) -> None:
         self._train_teacher("videos")
-
-    def whole(self) -> None:
-        self._train_teacher("whole")
 
     def teacher(self) -> None:
         self._train_teacher("teacher")
@@ -248,7 +244,6 @@ STAGES = {
     "looks": Pipeline.looks,
     "motion": Pipeline.motion,
     "videos": Pipeline.videos,
-    "whole": Pipeline.whole,
     "teacher": Pipeline.teacher,
     "ode-pairs": Pipeline.ode_pairs,
     "ode-init": Pipeline.ode_init,

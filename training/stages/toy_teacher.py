@@ -38,7 +38,6 @@ PARTS = {
     "looks": "looks.safetensors",
     "motion": "motion.safetensors",
     "videos": "videos.safetensors",
-    "whole": "whole.safetensors",
     "teacher": TEACHER,
 }
 """what the parts of its training leave in the output folder, in order"""
