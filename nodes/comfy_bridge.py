@@ -5,6 +5,7 @@ Legend: B batch, F latent frames, h and w latent rows and columns.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import comfy.latent_formats
@@ -43,8 +44,12 @@ def load_stock_model(tensors: dict[str, Tensor], dtype: str = "default") -> Any:
         options["dtype"] = torch.float8_e4m3fn
         if dtype == "fp8_e4m3fn_fast":
             options["fp8_optimizations"] = True
+    load = comfy.sd.load_diffusion_model_state_dict
+    # Later versions bring weights to the GPU as they are used (DynamicVRAM), even where all of them fit: the fast path
+    # needs them there, and such a model takes LoRA hooks only if it was loaded by its path.
+    resident = {"disable_dynamic": True} if "disable_dynamic" in inspect.signature(load).parameters else {}
     # Without the file's metadata: later versions would build a model of their own for autoregressive checkpoints.
-    model = comfy.sd.load_diffusion_model_state_dict(tensors, model_options=options)
+    model = load(tensors, model_options=options, **resident)
     if model is None:
         raise ValueError(
             "ComfyUI does not recognise this model: it takes Wan 2.1 models whose heads are 128 wide and whose text is "
@@ -132,7 +137,7 @@ def check_interrupted() -> None:
 
 
 def wan_vae_of(vae: Any, latent_shape: tuple[int, ...] | None = None) -> VideoVAE:
-    """A VAE of the graph as a streaming one, on its device, without a second copy of its weights.
+    """A VAE of the graph as a streaming one, on its device; no second copy is made of weights that are there.
 
     Args:
         vae: the Tiny VAE Loader's, or a stock VAE with Wan 2.1 weights.
@@ -149,7 +154,8 @@ def wan_vae_of(vae: Any, latent_shape: tuple[int, ...] | None = None) -> VideoVA
     needed = vae.memory_used_decode(latent_shape, vae.vae_dtype) if latent_shape else 0
     comfy.model_management.load_models_gpu([patcher], memory_required=needed, force_full_load=True)
     try:
-        return vae_from_state_dict(stock.state_dict()).requires_grad_(False).eval()
+        # ComfyUI leaves weights on the CPU that it moves as they are used (--novram, DynamicVRAM); here nobody does.
+        return vae_from_state_dict(stock.state_dict()).to(patcher.load_device).requires_grad_(False).eval()
     except ValueError as error:
         raise ValueError(
             f"Streaming Decode takes a Wan 2.1 VAE or a tiny one (taew2_1), and this is another: {error}"

@@ -86,7 +86,8 @@ class Condition:
     def timeline(self, chunk_frames: int, batch: int) -> Timeline:
         """Its prompts by latent frame, [B,L,D] each; one tensor stays one tensor."""
         given = self.cond.get(TIMELINE_KEY)
-        entries = [(0, self.cond["cross_attn"])] if given is None else given.resolve(chunk_frames)
+        text = self.cond["cross_attn"]
+        entries = [(0, text)] if given is None else given.of_text(text).resolve(chunk_frames)
         placed: dict[int, Tensor] = {}
         for _, context in entries:
             if id(context) not in placed:

@@ -138,7 +138,7 @@ def sample_latent(
         )
     model = model.clone()
     frames = samples.shape[2] if streaming is None else streaming.latent_frames
-    decoding = 0.0 if streaming is None else streaming.memory
+    decoding = _decoding_bytes(streaming, Previewer(settings.text_encoder, model.load_device), samples)
     prepare = partial(prepare_sampling, settings, config, conditions, frames, decoding)
     model.add_wrapper_with_key(_PREPARE, KEY, prepare)
     extends = latent.get(EXTEND_KEY)
@@ -156,7 +156,9 @@ def sample_latent(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
-    kept = {key: value for key, value in latent.items() if key != EXTEND_KEY}
+    # The mask of Extend Video says what is there; now all of it is.
+    done = {EXTEND_KEY, "noise_mask"} if extends else {EXTEND_KEY}
+    kept = {key: value for key, value in latent.items() if key not in done}
     return {**kept, "samples": out, RECORD_KEY: job.record}, job
 
 
@@ -195,12 +197,12 @@ def sample_video(
     whole = (batch, channels, frames, height, width)
     cache_bytes = plan.cache_bytes(settings, run.config, whole, run.dtype, len(timelines))
     check_room(cache_bytes, plan, frames, x.device)
-    decoding = 0.0 if job.streaming is None else job.streaming.memory
+    previewer = Previewer(settings.text_encoder, x.device)
+    decoding = _decoding_bytes(job.streaming, previewer, x)
     one_chunk = [batch, channels, plan.chunk_frames, height, width]
     switch = next((c.cond[TIMELINE_KEY].switch for c in run.conditions if TIMELINE_KEY in c.cond), SwitchPolicy())
     seed = int(extra_args.get("seed") or 0)
     progress = Progress(_count(settings, plan, frames, given, takes, timelines[0]), disable)
-    previewer = Previewer(settings.text_encoder, x.device)
     state = SamplerState()
     begun = False
 
@@ -285,6 +287,11 @@ def sample_video(
         log.warning("Diagonal Sampler: %s", UNKNOWN)
     job.told = {"diagdistill": [status]} | ({} if own is None else {"diagdistill_model": [widget_values(own)]})
     return out
+
+
+def _decoding_bytes(streaming: Streaming | None, previewer: Previewer, latents: Tensor) -> float:
+    """Memory for pictures beside sampling: those of a streamed video, or previews."""
+    return previewer.memory(*latents.shape[-2:]) if streaming is None else streaming.memory
 
 
 def _make_live(run: StockRun, timelines: list[Timeline]) -> None:

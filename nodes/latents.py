@@ -225,7 +225,7 @@ class DiagDistillExtend(io.ComfyNode):
             "same seed and settings it is the video of one longer run.",
             inputs=[
                 io.Latent.Input("latent", tooltip="From the Diagonal Sampler, unchanged."),
-                *length_inputs(_HOW_MUCH_LONGER),
+                *length_inputs(_HOW_MUCH_LONGER, chunks=False),
             ],
             outputs=[
                 io.Latent.Output(
@@ -242,7 +242,7 @@ class DiagDistillExtend(io.ComfyNode):
         return size_fault(None, None, length, unit)
 
     @classmethod
-    def execute(cls, latent: dict[str, Any], length: float, unit: str, fps: float, chunk_frames: int) -> io.NodeOutput:
+    def execute(cls, latent: dict[str, Any], length: float, unit: str, fps: float) -> io.NodeOutput:
         samples, record = comfy_bridge.check_latent(latent), latent.get(RECORD_KEY)
         if record is None:
             raise ValueError(
@@ -251,11 +251,14 @@ class DiagDistillExtend(io.ComfyNode):
                 "pictures, use Start Image Latent"
             )
         record.check(comfy_bridge.normalise(samples), record.chunk_frames)
-        more = latent_length(length, unit, fps, chunk_frames, more=True)
-        batch, channels, _, rows, columns = samples.shape
-        kept = {key: value for key, value in latent.items() if key not in (RECORD_KEY, "noise_mask")}
+        more = latent_length(length, unit, fps, record.chunk_frames, more=True)
+        batch, channels, frames, rows, columns = samples.shape
+        kept = {key: value for key, value in latent.items() if key != RECORD_KEY}
         longer = torch.cat((samples, samples.new_zeros(batch, channels, more, rows, columns)), dim=2)
-        return io.NodeOutput({**kept, "samples": longer, EXTEND_KEY: record})
+        # Samplers that know nothing of the record keep by the mask what is there.
+        mask = torch.ones(batch, 1, longer.shape[2], rows, columns, device=samples.device)
+        mask[:, :, :frames] = 0
+        return io.NodeOutput({**kept, "samples": longer, "noise_mask": mask, EXTEND_KEY: record})
 
 
 NODES = [DiagDistillEmptyLatent, DiagDistillStartLatent, DiagDistillExtend]

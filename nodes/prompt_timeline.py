@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..diag_core import SwitchPolicy
@@ -34,6 +35,22 @@ class PromptTimeline:
     fps: float
     blend_chunks: int
     switch: SwitchPolicy
+
+    def of_text(self, context: Tensor) -> PromptTimeline:
+        """Itself, for a condition with this text, which nodes behind Prompt Timeline may have changed.
+
+        Raises:
+            ValueError: they have, and there are several prompts, of which they know the first alone.
+        """
+        time, first = self.entries[0]
+        if context is first or torch.equal(context.cpu(), first.cpu()):
+            return self
+        if len(self.entries) > 1:
+            raise ValueError(
+                "a node behind Prompt Timeline changed its text, and would change the first of several prompts alone. "
+                "Encode and change every prompt by itself, and put them together with Prompt Timeline Join"
+            )
+        return replace(self, entries=((time, context),))
 
     def resolve(self, chunk_frames: int) -> list[tuple[int, Tensor]]:
         """(latent frame, context) of each entry.
@@ -107,6 +124,7 @@ def _stretch(time: str, end: float, condition: list[Any], fps: float) -> list[tu
     timeline: PromptTimeline | None = own.get(TIMELINE_KEY)
     if timeline is None:
         return [(time, context)]
+    timeline = timeline.of_text(context)
     if timeline.fps != fps:
         raise ValueError(
             f"the timeline at {time} counts {timeline.fps:g} pixel frames a second, this node {fps:g}; make them equal"

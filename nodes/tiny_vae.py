@@ -41,6 +41,14 @@ def load_tiny_vae(path: Path) -> TinyVAE:
     return vae.float().requires_grad_(False).eval()
 
 
+def decode_bytes(vae: TinyVAE, shape: Sequence[int], dtype: torch.dtype) -> float:
+    """Bytes to decode latents [B,16,F,h,w] at once, estimated from the layers that see whole pixels."""
+    widest = max(vae.config.encoder_width, vae.config.decoder_widths[3]) / vae.config.patch_size**2
+    batch, _, frames, rows, columns = shape
+    pixels = batch * _TIME_STRIDE * frames * rows * columns * vae.spatial_stride**2
+    return _LIVE_COPIES * widest * pixels * dtype.itemsize
+
+
 class TinyVideoVAE:
     """What ComfyUI's nodes ask of a VAE; LATENT in and out are in Wan's raw space, as with the full VAE."""
 
@@ -56,13 +64,8 @@ class TinyVideoVAE:
         self.output_device = comfy_bridge.intermediate_device()
 
     def memory_used_decode(self, shape: Sequence[int], dtype: torch.dtype) -> float:
-        """Bytes to decode latents [B,16,F,h,w] at once, as ComfyUI's VAEs tell; estimated from the layers that see
-        whole pixels."""
-        config = self.first_stage_model.config
-        widest = max(config.encoder_width, config.decoder_widths[3]) / config.patch_size**2
-        batch, _, frames, rows, columns = shape
-        pixels = batch * _TIME_STRIDE * frames * rows * columns * self.first_stage_model.spatial_stride**2
-        return _LIVE_COPIES * widest * pixels * dtype.itemsize
+        """Bytes to decode latents [B,16,F,h,w] at once, as ComfyUI's VAEs tell."""
+        return decode_bytes(self.first_stage_model, shape, dtype)
 
     def make_room(self, batch: int, latent_frames: int, rows: int, columns: int) -> None:
         needed = self.memory_used_decode((batch, 16, latent_frames, rows, columns), self.vae_dtype)

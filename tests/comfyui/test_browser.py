@@ -120,6 +120,10 @@ def test_the_schedule_is_edited_in_the_grid_undone_saved_and_reloaded(tab, serve
     edited = tab.widget(SCHEDULE, "steps")
     assert len(edited.split("|")[0].split(",")) == 3
 
+    tab.page.keyboard.press("Delete")  # no step is chosen any more: nothing goes, the node least of all
+    tab.page.wait_for_timeout(300)
+    assert forwards(tab) == "16 forwards" and tab.widget(SCHEDULE, "steps") == edited
+
     tab.page.mouse.move(900, 900)
     change_back(tab, "Control+z", 1, 1)
     assert forwards(tab) == "17 forwards"

@@ -132,6 +132,46 @@ def test_extend_equals_one_longer_run(sample, first):
     assert torch.equal(sample(extended), sample(lambda g: g.sampled(latent_frames=12, schedule_text="3 2 1")[0]))
 
 
+def test_chunks_that_are_added_have_the_size_of_those_that_are_there(sample):
+    def extended(g):
+        model, positive = g.demo_model(), g.prompt()
+        beginning = g.sampler(model, positive, g.empty(4), chunk_frames=2)
+        more = g.add("DiagDistillExtend", latent=beginning, length=1.0, unit="chunks")
+        return g.sampler(model, positive, more, chunk_frames=2)
+
+    assert sample(extended).shape[2] == 6
+
+
+def test_a_sampler_that_knows_no_record_keeps_what_extend_was_given(sample, client, graph, latents):
+    def select(g):
+        return g.add("DiagDistillSamplerSelect", preset="custom", schedule_text="2", step="euler")
+
+    g = graph()
+    model, positive = g.demo_model(), g.prompt()
+    beginning = g.sampler(model, positive, g.empty(6))
+    more = g.add("DiagDistillExtend", latent=beginning, length=1.0, unit="chunks")
+    sampler = select(g)
+    longer = g.add(
+        "SamplerCustomAdvanced", noise=g.add("RandomNoise", noise_seed=5), sampler=sampler, sigmas=sampler[1],
+        guider=g.add("BasicGuider", model=model, conditioning=g.prompt(OTHER_PROMPT)), latent_image=more,
+    )  # fmt: skip
+    saved, saved_longer = g.save(beginning, "latents/beginning"), g.save(longer, "latents/longer")
+    run = client.succeed(g)
+    before, after = latents(run, saved), latents(run, saved_longer)
+    torch.testing.assert_close(after[:, :, :6], before, atol=1e-4, rtol=1e-4)
+    assert after.shape[2] == 9 and after[:, :, 6:].std() > 0.1
+
+
+def test_a_single_prompt_can_be_changed_behind_its_timeline(sample):
+    def build(g, positive):
+        return g.sampler(g.demo_model(), g.add("ConditioningZeroOut", conditioning=positive), g.empty(3))
+
+    def timeline(g):
+        return build(g, g.add("DiagDistillPromptTimeline", clip=g.prompt()[1], text=f"0s: {PROMPT}"))
+
+    assert torch.equal(sample(timeline), sample(lambda g: build(g, g.prompt())))
+
+
 def test_extend_under_another_prompt_is_a_timeline(sample):
     def extended(g):
         model = g.demo_model()

@@ -80,6 +80,21 @@ def test_an_empty_or_broken_timeline(complaint, text):
     assert "text" in complaint(build)
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_timeline_of_two_prompts_whose_text_another_node_changed(complaint, joined):
+    def build(g):
+        clip = g.prompt()[1]
+        timeline = g.add("DiagDistillPromptTimeline", clip=clip, text="0s: a red 3\n1c: a blue 7")
+        changed = g.add("ConditioningZeroOut", conditioning=timeline)
+        if not joined:
+            return sampled(g, positive=changed)
+        node = g.add("DiagDistillTimelineJoin", before=changed, after=g.prompt(), at="2c")
+        sampled(g, positive=node)
+        return node
+
+    assert "Prompt Timeline Join" in complaint(build)
+
+
 def test_a_length_of_nothing(complaint):
     def build(g):
         node = g.empty(6, length=0.0)

@@ -11,6 +11,14 @@ export function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
 }
 
+/** The nodes of a graph and of its subgraphs. */
+export function* everyNode(graph) {
+  for (const node of graph?.nodes ?? []) {
+    yield node;
+    if (node.subgraph) yield* everyNode(node.subgraph);
+  }
+}
+
 /** Values of the widgets, by name; a widget that is missing gives undefined. */
 export function valuesOf(node, names) {
   return Object.fromEntries(names.map((name) => [name, widgetOf(node, name)?.value]));

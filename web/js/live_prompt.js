@@ -1,7 +1,7 @@
 // The live prompt on Diagonal Sampler and Diagonal Stream: what is typed while the video is sampled.
 import { app } from "/scripts/app.js";
 import { api } from "/scripts/api.js";
-import { after, askAnew, growToFit, make, placeElement, send, showWidget, t, widgetOf } from "./common.js";
+import { after, askAnew, everyNode, growToFit, make, placeElement, send, showWidget, t, widgetOf } from "./common.js";
 import "./sampler_settings.js"; // its lines stand above the live prompt, whichever file arrives first
 import "./style.js";
 
@@ -23,13 +23,6 @@ function nodeOf(executionId) {
     graph = node?.subgraph;
   }
   return node ?? null;
-}
-
-function* everyNode(graph) {
-  for (const node of graph?.nodes ?? []) {
-    yield node;
-    if (node.subgraph) yield* everyNode(node.subgraph);
-  }
 }
 
 class LivePrompt {

@@ -1,7 +1,7 @@
 // Diagonal Sampler, its Select and Diagonal Stream: which settings count, what they are, and what the last run did.
 import { app } from "/scripts/app.js";
 import {
-  after, ask, isLinked, make, onWidgetChange, placeElement, setWidgets, short, t, trueTimestep, valuesOf, widgetOf,
+  after, ask, everyNode, isLinked, make, onWidgetChange, placeElement, setWidgets, short, t, trueTimestep, valuesOf, widgetOf,
 } from "./common.js";
 import "./style.js";
 
@@ -123,7 +123,7 @@ app.registerExtension({
     ask("presets").then((answer) => {
       if (answer.error) return;
       presets = answer;
-      for (const node of app.graph?.nodes ?? []) node.diagdistillSettings?.choose();
+      for (const node of everyNode(app.graph)) node.diagdistillSettings?.choose();
     });
   },
   nodeCreated(node) {

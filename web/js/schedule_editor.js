@@ -33,9 +33,10 @@ class ScheduleEditor {
       make("div", { class: "ddx-bar" }, this.text, this.toggle),
     );
     this.element.addEventListener("keydown", (event) => {
+      if (event.key === "Delete" || event.key === "Backspace") event.stopPropagation(); // would remove the node
       if (!this.grid.key(event)) return;
       event.preventDefault();
-      event.stopPropagation(); // Delete would remove the node
+      event.stopPropagation();
     });
     placeElement(node, "schedule_editor", this.element, { minHeight: () => 210, onDraw: () => this.refresh() });
     onWidgetChange(node, FIELDS, () => this.refresh());
