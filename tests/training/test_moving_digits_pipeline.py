@@ -300,3 +300,8 @@ def test_there_is_a_command_for_every_stage(capsys: pytest.CaptureFixture[str]) 
         main(["toy", "--help"])
     shown = capsys.readouterr().out
     assert all(stage in shown for stage in STAGES)
+
+
+def test_a_part_that_the_recipe_does_not_have(done: Path, told) -> None:
+    assert toy(done, "--stage", "whole") == 2
+    assert "no part 'whole'" in told()

@@ -86,4 +86,16 @@ def test_recipes_can_be_changed_deep_down() -> None:
 def test_another_seed_reaches_every_stage(make) -> None:
     recipe = make().with_seed(5)
     assert {recipe.ode_pairs.seed, recipe.ode_init.seed, recipe.stage1.seed, recipe.stage2.seed} == {5}
-    assert recipe.preparation.autoencoder.seed == 5 and recipe.preparation.looks.seed == 20  # four parts, a seed each
+    preparation = recipe.preparation
+    seeds = [part.seed for part in preparation.parts.values()]
+    assert preparation.autoencoder.seed == 5
+    assert seeds[0] == 5 * len(seeds) and len({*seeds, *(part.seed for part in make().preparation.parts.values())}) == (
+        2 * len(seeds)
+    )
+
+
+def test_the_long_recipe_has_a_part_more_before_the_last() -> None:
+    assert list(RECIPES["toy"]().preparation.parts) == ["looks", "motion", "videos", "teacher"]
+    assert list(RECIPES["toy-long"]().preparation.parts) == ["looks", "motion", "videos", "whole", "teacher"]
+    changed = with_overrides(RECIPES["toy-long"](), ["preparation.whole.video_steps=7"])
+    assert changed.preparation.parts["whole"].video_steps == 7

@@ -8,7 +8,7 @@ from typing import Any
 from ..losses import LossWeights
 from ..metrics import HealthLimits
 from .distillation import DistilRecipe, OdeInitRecipe, OdePairsRecipe
-from .toy import ToyRecipe, toy, toy_accelerator, toy_smoke
+from .toy import ToyRecipe, toy, toy_accelerator, toy_long, toy_smoke
 
 
 def _cpu_pairs() -> OdePairsRecipe:
@@ -78,8 +78,21 @@ class MovingDigitsRecipe:
 
 
 def cpu() -> MovingDigitsRecipe:
-    """64x64 pixels, sized for two CPU cores. The embedded checkpoint was made by it (docs/distillation.md)."""
+    """64x64 pixels, sized for two CPU cores and three hours."""
     return MovingDigitsRecipe()
+
+
+def cpu_long() -> MovingDigitsRecipe:
+    """The same, an hour longer: the embedded checkpoint was made by it (docs/distillation.md)."""
+    short = MovingDigitsRecipe()
+    return replace(
+        short,
+        preparation=toy_long(),
+        ode_pairs=replace(short.ode_pairs, shards=16),
+        ode_init=replace(short.ode_init, steps=900),
+        stage1=replace(short.stage1, steps=400),
+        stage2=replace(short.stage2, steps=500),
+    )
 
 
 def accelerator() -> MovingDigitsRecipe:
@@ -115,4 +128,4 @@ def smoke() -> MovingDigitsRecipe:
     )
 
 
-RECIPES = {"toy": cpu, "toy-accelerator": accelerator, "toy-smoke": smoke}
+RECIPES = {"toy": cpu, "toy-long": cpu_long, "toy-accelerator": accelerator, "toy-smoke": smoke}

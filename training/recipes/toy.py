@@ -31,6 +31,8 @@ _TEACHER = FlowMatchingRecipe(
     seed=3, image_steps=0, video_steps=4200, image_every=16, sparse_of=(1, 2), sparse_stride=3, sparse_batch=36,
     cooldown=0.5, compiled=True,
 )  # fmt: skip
+# Whole videos, and hardly anything else, before the last part of a longer recipe:
+_WHOLE = FlowMatchingRecipe(seed=3, image_steps=0, video_steps=1900, image_every=16, cooldown=0.7, compiled=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +119,33 @@ class ToyRecipe:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LongToyRecipe(ToyRecipe):
+    """One with a part more."""
+
+    whole: FlowMatchingRecipe = _WHOLE
+    """the teacher's fourth part, whole videos alone; begins with the weights of `videos`, and `teacher` with its own"""
+
+    @property
+    def parts(self) -> dict[str, FlowMatchingRecipe]:
+        parts = super().parts
+        last = parts.pop("teacher")
+        return {**parts, "whole": self.whole, "teacher": last}
+
+
 def toy() -> ToyRecipe:
-    """64x64 pixels, sized for two CPU cores. The shipped checkpoint's teacher was made by it."""
+    """64x64 pixels, sized for two CPU cores and three hours."""
     return ToyRecipe()
+
+
+def toy_long() -> LongToyRecipe:
+    """The same in five parts, most of them with a cooldown of their own: a better teacher, an hour later."""
+    return LongToyRecipe(
+        looks=replace(_LOOKS, image_steps=1500, cooldown=0.2),
+        motion=replace(_MOTION, video_steps=2800, cooldown=0.2),
+        videos=replace(_VIDEOS, video_steps=3600, sparse_of=(1, 2), sparse_stride=5, sparse_batch=48, cooldown=0.4),
+        teacher=replace(_TEACHER, seed=4, video_steps=4600),
+    )
 
 
 def toy_accelerator() -> ToyRecipe:

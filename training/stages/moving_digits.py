@@ -8,6 +8,7 @@ A stage leaves its result in the output folder. What is there is not made again,
     looks        looks.safetensors           stage2     stage2.safetensors
     motion       motion.safetensors          export     dit.safetensors
     videos       videos.safetensors          evaluate   scores/*.json
+    whole        whole.safetensors (of recipes that have this part)
     teacher      teacher.safetensors
 """
 
@@ -88,6 +89,9 @@ class Pipeline:
 
     def videos(self) -> None:
         self._train_teacher("videos")
+
+    def whole(self) -> None:
+        self._train_teacher("whole")
 
     def teacher(self) -> None:
         self._train_teacher("teacher")
@@ -244,6 +248,7 @@ STAGES = {
     "looks": Pipeline.looks,
     "motion": Pipeline.motion,
     "videos": Pipeline.videos,
+    "whole": Pipeline.whole,
     "teacher": Pipeline.teacher,
     "ode-pairs": Pipeline.ode_pairs,
     "ode-init": Pipeline.ode_init,
@@ -268,7 +273,7 @@ def run(recipe: MovingDigitsRecipe, folder: Path, *, device: torch.device, only:
     with session(device) as own:
         pipeline = Pipeline(recipe, folder, own)
         for name, stage in STAGES.items():
-            if only in (None, name):
+            if name == only or (only is None and (name != "whole" or name in recipe.preparation.parts)):
                 log.info("stage %s", name)
                 with agreement():
                     if world_size() > 1 and name not in SHARDED:

@@ -34,13 +34,6 @@ log = logging.getLogger(__name__)
 _SAMPLE_SEED = 10_000
 """of the prompts that are sampled during training"""
 TEACHER = "teacher.safetensors"
-PARTS = {
-    "looks": "looks.safetensors",
-    "motion": "motion.safetensors",
-    "videos": "videos.safetensors",
-    "teacher": TEACHER,
-}
-"""what the parts of its training leave in the output folder, in order"""
 
 
 def run(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> dict[str, Any]:
@@ -51,7 +44,7 @@ def run(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> dict[str, An
         OSError: a full disk, say; nothing is left half written.
     """
     prepare(recipe, folder, device=device)
-    for part in PARTS:
+    for part in recipe.parts:
         train_part(recipe, folder, part, device=device)
     return evaluate(
         folder,
@@ -108,19 +101,22 @@ def make_classifier(recipe: ToyRecipe, vae: TinyVAE, path: Path) -> None:
 
 
 def train_part(recipe: ToyRecipe, folder: Path, part: str, *, device: str = "cpu") -> None:
-    """Flow matching on the latents of `folder`: one of `PARTS`, from the weights of the one before. Writes the averaged
-    weights.
+    """Flow matching on the latents of `folder`: a part of the recipe, from the weights of the one before. Writes
+    the averaged weights.
 
     Raises ValueError where the latents are missing, or are not the recipe's."""
-    if (folder / PARTS[part]).exists():
+    if part not in recipe.parts:
+        raise ValueError(f"the teacher of this recipe has no part {part!r}: there are {', '.join(recipe.parts)}")
+    result = folder / f"{part}.safetensors"
+    if result.exists():
         return
     vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
     for shard in _shards(recipe):
         check_shard(shard, folder / "latents", vae)
-    before = list(PARTS)[: list(PARTS).index(part)]
+    before = list(recipe.parts)[: list(recipe.parts).index(part)]
     initial = None
     if before:
-        path = folder / PARTS[before[-1]]
+        path = folder / f"{before[-1]}.safetensors"
         role = load_role(path, "teacher so far", like=recipe.model, made_by=before[-1], device=torch.device("cpu"))
         initial = role.model.state_dict()
     encode = DemoTextEncoder(recipe.model.text_len, recipe.model.text_dim).encode
@@ -129,7 +125,7 @@ def train_part(recipe: ToyRecipe, folder: Path, part: str, *, device: str = "cpu
     weights = flow_matching.train(
         recipe.parts[part], data, encode, folder / part, initial=initial, device=device, watch=watch
     )
-    save_dit(folder / PARTS[part], weights, recipe.model, recipe.settings, dtype=torch.bfloat16)
+    save_dit(result, weights, recipe.model, recipe.settings, dtype=torch.bfloat16)
 
 
 def _watch(recipe: ToyRecipe, folder: Path, part: str, device: str) -> flow_matching.Watch:
