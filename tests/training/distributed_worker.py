@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -239,9 +240,18 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def fails(folder: Path) -> None:
+    """One process runs out of memory while the other is in a collective; leaving the group waits, as NCCL's may do."""
+    torch.distributed.destroy_process_group = lambda: time.sleep(600)
+    if distributed.rank() == 1:
+        raise torch.OutOfMemoryError("of the second process")
+    distributed.from_all(0)
+
+
 SCENARIOS: dict[str, Any] = {
     "parity": parity, "half": half, "whole": whole, "long": long, "rest": rest, "refused": refused,
     "commands": commands, "memory": memory, "fused": fused, "sampled": sampled,
+    "fails": fails,
 }  # fmt: skip
 
 
