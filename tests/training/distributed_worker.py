@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diag_core import SeededNoise, WanConfig, WanDiT
-from diag_core.checkpoint import CheckpointSettings
+from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint
 from training import distributed
 from training.__main__ import main as training_main
 from training.checkpoint import newest
@@ -76,7 +76,7 @@ def model(seed: int) -> WanDiT:
 
 
 def task(recipe: DistilRecipe) -> Distil:
-    roles = Roles(model(0), model(1), model(2), model(3))
+    roles = Roles(model(0), model(1), model(2), LoadedCheckpoint(model(3), WAN, recipe.settings()))
     return Distil(recipe, roles, draw_prompts=draw_prompts, encode=encode, shape=SHAPE)
 
 
