@@ -25,11 +25,12 @@ import torch
 from diag_core import WanConfig, WanDiT
 from diag_core.bench import matrix_peak, save_report
 from diag_core.bench.meter import Meter, choose_device, describe_machine
+from diag_core.checkpoint import LoadedCheckpoint
 from training.distributed import from_all, is_main, leave, local, session, world_size
 from training.overrides import with_overrides
 from training.parallelize import parallelize
 from training.precision import precision_of
-from training.recipes.wan import WanDistilRecipe, stage2
+from training.recipes.wan import WanDistilRecipe, stage1, stage2
 from training.roles import Roles
 from training.stages.distil import Distil
 from training.wan.memory import GIB, distil_memory
@@ -44,6 +45,8 @@ SHEETS = (
     ("H100 PCIe", 756.0), ("H100 NVL", 835.0), ("H100", 989.4), ("H200", 989.4), ("B200", 2250.0), ("A100", 312.0)
 )  # fmt: skip
 """bf16 TFLOP/s without sparsity that NVIDIA's data sheets give; the first name that a GPU's has in it counts"""
+STAGE1 = stage1().settings()
+"""of the frozen student"""
 RESULTS = Path(__file__).parent / "results"
 _TERA = 1e12
 
@@ -62,7 +65,9 @@ def measure(
         student: sizes of generator, critic and frozen student.
         updates: measured ones of each kind, after one of each that is not.
     """
-    meter, work = Meter(device), DistilWork(recipe=recipe, generator=student, critic=student, real_score=teacher)
+    meter, work = Meter(device), DistilWork(
+        recipe=recipe, generator=student, critic=student, real_score=teacher, regression=STAGE1
+    )  # fmt: skip
     estimate = distil_memory(work, gpus=world_size(), videos=recipe.micro_batch or recipe.batch // world_size())
     say(f"{estimate.total / GIB:.1f} GiB on each device, by estimate")
     task = make_task(recipe, student, teacher, device)
@@ -139,7 +144,7 @@ def make_task(recipe: WanDistilRecipe, student: WanConfig, teacher: WanConfig, d
         generator=model(student, torch.float32, trained=True),
         real_score=model(teacher, frozen, trained=False),
         fake_score=model(student, torch.float32, trained=True),
-        regression=regression,
+        regression=regression and LoadedCheckpoint(regression, student, STAGE1),
     )
     shape = recipe.video.shape(student.in_dim)
     return Distil(recipe, roles, draw_prompts=lambda rng, count: [""] * count, encode=encode, shape=shape)

@@ -7,7 +7,8 @@ process takes, so that losses do not depend on how many processes there are.
 
 A collective that one process does not reach is waited for by all others until a timeout. So whatever may fail on one
 alone (a disk, a file) is done in `agreement`, and what is read from a disk to decide something goes through
-`from_main`.
+`from_main`. What fails on one alone elsewhere (a GPU out of memory) ends that process at once, by `leave`, whereupon
+torchrun ends the others.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -48,7 +50,7 @@ def is_main() -> bool:
 
 @contextmanager
 def session(device: torch.device, *, timeout: timedelta = _TIMEOUT) -> Iterator[torch.device]:
-    """Joins the processes that torchrun started, and leaves them at the end; without torchrun it does nothing.
+    """Joins the processes that torchrun started, and leaves them at a good end; without torchrun it does nothing.
 
     Args:
         device: its type, "cuda" or "cpu"; each process of a host gets an accelerator of its own.
@@ -83,18 +85,18 @@ def session(device: torch.device, *, timeout: timedelta = _TIMEOUT) -> Iterator[
         ) from error
     if not is_main():
         logging.getLogger(__package__).setLevel(logging.WARNING)
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
+    yield device
+    # Not after an error: with NCCL this may wait for the others, which may wait for this process in a collective.
+    dist.destroy_process_group()
 
 
 def leave(main: Callable[[], int]) -> NoReturn:
     """Ends this process with the status that `main` returns, or that it leaves with by SystemExit; one of several ends
-    at once, when all that it writes is written.
+    at once, when all that it writes is written, also by any other exception.
 
     What torch remembers of sharded tensors keeps the group's threads alive to the very end, and an interpreter that is
-    taken down under them aborts now and then: torchrun would call a finished training failed.
+    taken down under them aborts now and then: torchrun would call a finished training failed. After an error it may
+    wait for processes that wait for this one, and torchrun would not hear of it.
     """
     try:
         status = main()
@@ -102,6 +104,11 @@ def leave(main: Callable[[], int]) -> NoReturn:
         if not isinstance(end.code, int):  # a message, which Python prints
             raise
         status = end.code
+    except BaseException:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        traceback.print_exc()
+        status = 1
     if "WORLD_SIZE" not in os.environ:
         sys.exit(status)
     logging.shutdown()

@@ -3,7 +3,7 @@
 generator   the causal student, trained
 real_score  the bidirectional teacher, frozen: what the distribution should be
 fake_score  the critic, begun as the teacher, trained: what the student's distribution is
-regression  the causal student as it was, frozen, or None where no loss compares with it
+regression  the causal student as it was, frozen, sampled as its file says; None where no loss compares with it
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Roles:
     generator: WanDiT
     real_score: WanDiT
     fake_score: WanDiT
-    regression: WanDiT | None
+    regression: LoadedCheckpoint | None
 
 
 def load_role(path: Path, role: str, *, like: WanConfig | None, made_by: str, device: torch.device) -> LoadedCheckpoint:

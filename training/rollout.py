@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diag_core import CacheConfig, ContextPolicy, DiagonalSchedule, NoiseSource, WanDiT
+from diag_core.checkpoint import CheckpointSettings
 from diag_core.denoising import commit_chunk, denoise_chunk
 from diag_core.geometry import Span, chunk_spans
 from diag_core.kv_cache import KVCache
@@ -35,6 +36,13 @@ class RolloutConfig:
     cache: CacheConfig
     chunk_frames: int = 3
     precision: torch.dtype = torch.bfloat16
+
+    @classmethod
+    def of(cls, settings: CheckpointSettings, precision: torch.dtype) -> RolloutConfig:
+        return cls(
+            schedule=settings.diagonal_schedule(), policy=settings.policy(), cache=settings.cache(),
+            chunk_frames=settings.chunk_frames, precision=precision,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

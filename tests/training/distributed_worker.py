@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diag_core import SeededNoise, WanConfig, WanDiT
-from diag_core.checkpoint import CheckpointSettings
+from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint
 from training import distributed
 from training.__main__ import main as training_main
 from training.checkpoint import newest
@@ -75,7 +76,7 @@ def model(seed: int) -> WanDiT:
 
 
 def task(recipe: DistilRecipe) -> Distil:
-    roles = Roles(model(0), model(1), model(2), model(3))
+    roles = Roles(model(0), model(1), model(2), LoadedCheckpoint(model(3), WAN, recipe.settings()))
     return Distil(recipe, roles, draw_prompts=draw_prompts, encode=encode, shape=SHAPE)
 
 
@@ -239,9 +240,18 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def fails(folder: Path) -> None:
+    """One process runs out of memory while the other is in a collective; leaving the group waits, as NCCL's may do."""
+    torch.distributed.destroy_process_group = lambda: time.sleep(600)
+    if distributed.rank() == 1:
+        raise torch.OutOfMemoryError("of the second process")
+    distributed.from_all(0)
+
+
 SCENARIOS: dict[str, Any] = {
     "parity": parity, "half": half, "whole": whole, "long": long, "rest": rest, "refused": refused,
     "commands": commands, "memory": memory, "fused": fused, "sampled": sampled,
+    "fails": fails,
 }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diag_core import WanConfig, WanDiT
+from diag_core import SeededNoise, WanConfig, WanDiT, generate
+from diag_core.checkpoint import PRESETS, CheckpointSettings, LoadedCheckpoint
 from training.checkpoint import newest
 from training.distribution_matching import NoiseLaw, estimates
 from training.logbook import read_log
@@ -24,7 +25,7 @@ from training.losses import LossWeights
 from training.recipes.distillation import DistilRecipe
 from training.recipes.moving_digits import cpu
 from training.roles import Roles
-from training.stages.distil import Distil
+from training.stages.distil import Distil, Draw
 from training.stages.moving_digits import draw_prompts as draw_digits
 from training.stages.ode_init import OdeInit
 from training.stages.ode_pairs import OdePairs
@@ -36,6 +37,7 @@ RECIPE = DistilRecipe(
     steps=6, batch=2, generator_every=2, learning_rate=1e-3, critic_learning_rate=1e-3, schedule="32",
     regression_schedule="3", precision="fp32",
 )  # fmt: skip
+STAGE1 = replace(RECIPE.settings(), schedule="2")
 
 
 def encode(prompts: list[str]) -> Tensor:
@@ -51,8 +53,12 @@ def model(config: WanConfig, seed: int) -> WanDiT:
     return WanDiT(config).requires_grad_(False)
 
 
+def frozen(own: WanDiT, settings: CheckpointSettings | None = STAGE1) -> LoadedCheckpoint:
+    return LoadedCheckpoint(own, own.config, settings)
+
+
 def task(recipe: DistilRecipe = RECIPE, **changes: Any) -> Distil:
-    roles = Roles(model(WAN, 0), model(WAN, 1), model(WAN, 2), model(WAN, 3))
+    roles = Roles(model(WAN, 0), model(WAN, 1), model(WAN, 2), frozen(model(WAN, 3)))
     return Distil(recipe, replace(roles, **changes), draw_prompts=draw_prompts, encode=encode, shape=SHAPE)
 
 
@@ -68,7 +74,7 @@ def test_who_is_trained_when() -> None:
     own = task()
     roles = own.roles
     assert roles.regression is not None
-    everyone = (roles.generator, roles.fake_score, roles.real_score, roles.regression)
+    everyone = (roles.generator, roles.fake_score, roles.real_score, roles.regression.model)
 
     def changed(step: int) -> tuple[list[bool], set[str]]:
         before = [weights(m) for m in everyone]
@@ -99,6 +105,29 @@ def test_a_student_that_is_the_teacher_feels_no_pull_of_its_distribution() -> No
     assert values["dmd"].item() == 0 and values["generator_norm"].item() == 0
     moved = max((before[n] - p).abs().max().item() for n, p in own.generator.state_dict().items())
     assert moved < 1e-3 * 0.011  # weight decay alone
+
+
+@pytest.mark.parametrize("lists", ["", "1000,100"])
+def test_the_frozen_student_is_sampled_as_its_file_says(lists: str) -> None:
+    """Its commit and window too: LongLive's base commits clean, the student that begins with it at its KV noise."""
+    settings = replace(PRESETS["longlive"], shift=3.0, window_frames=4, sink_frames=1)
+    own = task(replace(RECIPE, regression_schedule=lists), regression=frozen(model(WAN, 3), settings))
+    context = encode(["a", "bb"])
+    draw = Draw(context, SeededNoise([1, 2]), 0.0, torch.zeros(2), torch.zeros(2, *SHAPE))
+    expected = generate(
+        model(WAN, 3), context, replace(settings, schedule=lists or settings.schedule).diagonal_schedule(),
+        noise=SeededNoise([1, 2]), num_latent_frames=6, height=4, width=4, cache=settings.cache(),
+        policy=settings.policy(),
+    )  # fmt: skip
+    torch.testing.assert_close(own._regression_target(draw, (2, *SHAPE)), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="says how it is sampled"):
+        task(regression=frozen(model(WAN, 3), None))
+
+
+def test_moving_digits_compare_with_stage_1_as_its_checkpoint_samples_it() -> None:
+    recipe = cpu()
+    settings = recipe.stage2.regression_settings(recipe.stage1.settings())
+    assert settings == replace(recipe.stage2.settings(), schedule="4")
 
 
 def test_regression_pulls_the_student_to_the_frozen_one() -> None:
@@ -165,7 +194,7 @@ def cpu_distil(name: str) -> Distil:
     student = model(config, 0)
     encoder = _digits_encoder(config)
     return Distil(
-        recipe, Roles(student, model(config, 1), model(config, 1), copy.deepcopy(student)),
+        recipe, Roles(student, model(config, 1), model(config, 1), frozen(copy.deepcopy(student))),
         draw_prompts=draw_digits, encode=encoder, shape=(16, 9, 8, 8),
     )  # fmt: skip
 

@@ -152,6 +152,17 @@ def test_if_one_process_is_told_to_stop_all_do_and_go_on_to_the_same_weights(tmp
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_an_error_of_one_process_is_told_and_ends_all(tmp_path: Path) -> None:
+    processes = start(f"fails={tmp_path}")
+    try:
+        assert processes[1].wait(timeout=60) == 1
+        (first, _), (_, told) = ended(processes)
+        assert first != 0 and told.splitlines()[-1].endswith("OutOfMemoryError: of the second process")
+    finally:
+        for process in processes:
+            process.kill()
+
+
 # -- what is said when something is wrong ----------------------------------------------------------------------------
 
 
@@ -262,7 +273,9 @@ leave(main)
 """
 
 
-@pytest.mark.parametrize(("ends", "status"), [("return 0", 0), ("return 2", 2), ("raise SystemExit(2)", 2)])
+@pytest.mark.parametrize(
+    ("ends", "status"), [("return 0", 0), ("return 2", 2), ("raise SystemExit(2)", 2), ("raise MemoryError", 1)]
+)
 def test_a_process_of_several_is_not_taken_down_piece_by_piece(ends: str, status: int) -> None:
     command = [sys.executable, "-c", LEAVES.format(ends=ends)]
     several = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import training_step
-from training.recipes.wan import VideoSize, WanDistilRecipe
+from training.recipes.wan import VideoSize, WanDistilRecipe, stage1
 from training.wan.work import DistilWork
 
 SMALL = ["--student", "tiny", "--device", "cpu", "video.width=32", "video.height=32", "video.latent_frames=6"]
@@ -25,7 +25,7 @@ def test_a_step_is_measured_and_saved(tmp_path: Path, capsys: pytest.CaptureFixt
     recipe = WanDistilRecipe(
         batch=1, checkpointing=False, video=VideoSize(width=32, height=32, latent_frames=6)
     )  # fmt: skip
-    work = DistilWork(recipe=recipe, generator=tiny, critic=tiny, real_score=tiny)
+    work = DistilWork(recipe=recipe, generator=tiny, critic=tiny, real_score=tiny, regression=stage1().settings())
     counts = {"generator": work.generator_update, "critic": work.critic_update}
     for kind, result in report["updates"].items():
         assert result["seconds"] > 0 and result["peak_memory_bytes"] > 0

@@ -42,7 +42,7 @@ def commands(folder: Path, out: Path) -> list[list[str]]:
         stage("ode-pairs", *PAIRS),
         stage("ode-init", *LOOP),
         stage("stage1", *distil, *samples, generator=out / "ode_init.safetensors"),
-        stage("stage2", *distil, "lora.rank=4", "lora.critic=false", *larger),
+        stage("stage2", *distil, "lora.rank=4", "lora.critic=false", *larger, generator=out / "stage1.safetensors"),
     ]
 
 

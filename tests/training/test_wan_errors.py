@@ -118,6 +118,17 @@ def test_checkpoints_that_do_not_fit(stage, files: Files, tmp_path: Path) -> Non
     assert "it is no Wan 2.1 DiT" in stage("stage1", generator=tmp_path / "none.safetensors")
 
 
+def test_a_frozen_student_that_does_not_say_how_it_is_sampled(stage, files: Files, tmp_path: Path) -> None:
+    told = stage("stage2")
+    assert f"--generator {files.generator}: it does not say how it is sampled" in told
+    assert f"`python -m diag_core convert {files.generator} NEW.safetensors --preset longlive`" in told
+    save_dit(tmp_path / "wan.safetensors", random_dit(), CONFIG, PRESETS["wan"])
+    assert "this is a bidirectional model" in stage("stage2", generator=tmp_path / "wan.safetensors")
+    save_dit(tmp_path / "six.safetensors", random_dit(), CONFIG, replace(PRESETS["longlive"], chunk_frames=6))
+    told = stage("stage2", "video.latent_frames=9", generator=tmp_path / "six.safetensors", fields=SMALL[:2])
+    assert "makes chunks of 6 latent frames" in told
+
+
 def test_embeddings_that_do_not_fit(stage, files: Files, tmp_path: Path) -> None:
     copy = tmp_path / "embeddings"
     shutil.copytree(files.embeddings, copy)
@@ -284,12 +295,14 @@ def test_exports_that_cannot_be(files: Files, tmp_path: Path, capsys: pytest.Cap
 def test_a_dry_run_says_all_of_it_and_writes_nothing(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["stage2", "--generator", str(files.generator), "--teacher", str(files.teacher), "--out",
+    generator = tmp_path / "student.safetensors"
+    save_dit(generator, random_dit(), CONFIG, PRESETS["longlive"])
+    command = ["stage2", "--generator", str(generator), "--teacher", str(files.teacher), "--out",
                str(tmp_path / "out"), "--dry-run", "--gpus", "2", "--gpu-memory", "80", "--device", "cpu"]  # fmt: skip
     assert main([*command, "--embeddings", str(files.embeddings), "--tflops", "100", *SMALL]) == 0
     shown = capsys.readouterr().out
     count = sum(p.numel() for p in random_dit().parameters())
-    assert f"generator: {files.generator}, {count:,} parameters, width 128, 1 blocks, float32" in shown
+    assert f"generator: {generator}, {count:,} parameters, width 128, 1 blocks, float32" in shown
     assert "memory of each of 2 GPUs" in shown and "of 80.0 GiB" in shown and "activations, checkpointed" in shown
     assert "at 100 TFLOP/s on each of 2 GPUs (an estimate, not measured)" in shown
     assert "an iteration (a generator update every 5)" in shown and "WRONG" not in shown

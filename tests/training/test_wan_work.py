@@ -10,8 +10,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from diag_core import SeededNoise, WanConfig, WanDiT
+from diag_core.checkpoint import PRESETS, LoadedCheckpoint
 from training.distribution_matching import NoiseLaw
-from training.recipes.wan import LoraRecipe, VideoSize, WanDistilRecipe, WanOdeInitRecipe, ode_init, ode_pairs, stage1
+from training.recipes.wan import (
+    LoraRecipe,
+    VideoSize,
+    WanDistilRecipe,
+    WanOdeInitRecipe,
+    ode_init,
+    ode_pairs,
+    stage1,
+    stage2,
+)
 from training.roles import Roles
 from training.rollout import RolloutConfig, rollout
 from training.stages.distil import Distil
@@ -75,10 +85,7 @@ def counted(run) -> int:
 def test_flops_of_rollouts_are_those_that_pytorch_counts(schedule: str, changes: dict, u: float) -> None:
     recipe = WanDistilRecipe(schedule=schedule, video=VIDEO, checkpointing=False, **changes)
     plan, settings = distil_work(recipe).plan(), recipe.settings()
-    config = RolloutConfig(
-        schedule=settings.diagonal_schedule(), policy=settings.policy(), cache=settings.cache(),
-        precision=torch.float32,
-    )  # fmt: skip
+    config = RolloutConfig.of(settings, torch.float32)
     model, shape = WanDiT(SMALL), (1, *VIDEO.shape(16))
 
     def run(gradients: bool) -> None:
@@ -99,10 +106,11 @@ def test_flops_of_updates_are_those_that_pytorch_counts() -> None:
         schedule="1", regression_schedule="2", video=VIDEO, batch=1, precision="fp32", weights_precision="fp32",
         checkpointing=False, generator_every=2,
     )  # fmt: skip
-    roles = Roles(*(WanDiT(SMALL) for _ in range(4)))
+    frozen = replace(recipe.settings(), kv_noise=0.0)  # committed by a forward more
+    roles = Roles(*(WanDiT(SMALL) for _ in range(3)), LoadedCheckpoint(WanDiT(SMALL), SMALL, frozen))
     encode = lambda prompts: torch.randn(len(prompts), 8, 32)  # noqa: E731
     task = Distil(recipe, roles, draw_prompts=lambda rng, n: [""] * n, encode=encode, shape=VIDEO.shape(16))
-    work = distil_work(recipe)
+    work = replace(distil_work(recipe), regression=frozen)
     assert counted(lambda: task.update(1)) == pytest.approx(work.critic_update(), rel=1e-3)
     both = work.generator_update() + work.critic_update()
     assert counted(lambda: task.update(0)) == pytest.approx(both, rel=1e-3)
@@ -166,6 +174,10 @@ def test_memory_of_wans_stages_by_hand() -> None:
     past = 45 * 1560 * 2 * 2 * 1536 * 30
     assert memory.checkpointed > past + 32760 * 30 * 4 * 1536
     assert memory.total == pytest.approx(1.1 * (sum(lines.values()) + memory.checkpointed))
+    # Self-Forcing attends to everything: its cache holds all 21 latent frames.
+    beside = replace(distil_work(stage2(), BIG), regression=PRESETS["self-forcing"])
+    lines = {line.name: line.bytes for line in distil_memory(beside, gpus=8, videos=1).lines}
+    assert lines["KV cache"] == 1536 * 2 * (30 * (2 * 21 * 1560 + 2 * 512) + 512)
     with_lora = distil_memory(distil_work(replace(stage1(), lora=LoraRecipe(rank=64)), BIG), gpus=8, videos=1)
     assert with_lora.total < memory.total - 2 * 10 * count / 8
     init = init_memory(ode_init(), BIG, gpus=8, videos=1)

@@ -6,7 +6,7 @@ Defaults are the published ones where they do not depend on the model's size. St
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from diag_core import CacheConfig, DiagonalSchedule
 from diag_core.checkpoint import CheckpointSettings
@@ -173,7 +173,8 @@ class DistilRecipe(LoopRecipe):
     weights: LossWeights = field(default_factory=LossWeights)
     """of the generator's losses"""
     regression_schedule: str = "4"
-    """step lists with which the frozen student is sampled that regression terms compare with"""
+    """step lists with which the frozen student is sampled that regression terms compare with; empty for its own. All
+    else is as its file says"""
     learning_rate: float = 2e-6
     """of the generator"""
     critic_learning_rate: float = 4e-7
@@ -205,7 +206,8 @@ class DistilRecipe(LoopRecipe):
         check_optimizer(self, ("learning_rate", "critic_learning_rate"))
         require(self.cfg >= 1, "cfg", "must be at least 1", self.cfg)
         require(all(0 <= b < 1 for b in self.betas), "betas", "must be 0 or more and below 1", self.betas)
-        DiagonalSchedule.parse(self.regression_schedule, self.shift)
+        if self.regression_schedule:
+            DiagonalSchedule.parse(self.regression_schedule)
         self.settings()
 
     def settings(self, *, title: str = "", license: str = "", text_encoder: str = "umt5") -> CheckpointSettings:
@@ -222,6 +224,10 @@ class DistilRecipe(LoopRecipe):
             title=title,
             license=license,
         )
+
+    def regression_settings(self, own: CheckpointSettings) -> CheckpointSettings:
+        """How the frozen student is sampled, whose file says `own`."""
+        return replace(own, schedule=self.regression_schedule or own.schedule)
 
 
 def check_optimizer(recipe: OdeInitRecipe | DistilRecipe, rates: tuple[str, ...]) -> None:

@@ -144,6 +144,9 @@ class WanDistilRecipe(DistilRecipe):
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     negative_prompt: str = WAN_NEGATIVE_PROMPT
     """what the real score's guidance leads away from; it must be among the embeddings"""
+    regression_schedule: str = ""
+    """step lists with which the frozen student is sampled that regression terms compare with; empty for its own. All
+    else is as the generator's file says"""
     ema_start: int = 40
     """generator updates during which the average is a copy of the weights: 200 iterations, as published"""
     micro_batch: int = 1
@@ -201,13 +204,8 @@ def stage1() -> WanDistilRecipe:
 
 
 def stage2() -> WanDistilRecipe:
-    """Diagonal lists and motion terms, from stage 1's result; the frozen student keeps stage 1's list."""
-    return WanDistilRecipe(schedule="4322222", regression_schedule="4")
-
-
-def stage2_longlive() -> WanDistilRecipe:
-    """Stage 2 straight from LongLive's base, which was distilled with 1000, 750, 500, 250."""
-    return WanDistilRecipe(schedule="4322222", regression_schedule="1000,750,500,250")
+    """Diagonal lists and motion terms, from stage 1's result or a published student."""
+    return WanDistilRecipe(schedule="4322222")
 
 
 RECIPES: dict[str, Callable[[], WanRecipe]] = {
@@ -215,5 +213,4 @@ RECIPES: dict[str, Callable[[], WanRecipe]] = {
     "ode-init": ode_init,
     "stage1": stage1,
     "stage2": stage2,
-    "stage2-longlive": stage2_longlive,
 }

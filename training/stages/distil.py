@@ -13,14 +13,14 @@ Legend: B samples, C latent channels, F latent frames, H and W latent rows and c
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diag_core import DiagonalSchedule, SeededNoise, WanDiT
+from diag_core import SeededNoise, WanDiT
 from diag_core.noise_schedule import add_noise
 
 from ..compilation import forward_of
@@ -72,8 +72,8 @@ class Distil:
         shape: of a video, (C,F,H,W).
 
     Raises:
-        ValueError: regression terms without a regression teacher; videos of no whole number of chunks; a
-            batch that does not divide over processes and micro batches.
+        ValueError: regression terms without a frozen student that says how it is sampled; videos of no whole number
+            of chunks; a batch that does not divide over processes and micro batches.
     """
 
     def __init__(
@@ -85,30 +85,27 @@ class Distil:
         encode: Encode,
         shape: tuple[int, int, int, int],
     ) -> None:
-        if recipe.weights.needs_teacher_rollout and roles.regression is None:
-            raise ValueError("recipe: weights.regression and weights.gamma need a frozen student to compare with")
         if shape[1] % recipe.chunk_frames:
             raise ValueError(f"recipe: chunk_frames must divide the videos' {shape[1]} latent frames")
         self.recipe, self.roles, self.draw_prompts, self.encode, self.shape = recipe, roles, draw_prompts, encode, shape
         self.parts = own_parts(recipe.batch, recipe.micro_batch)
         self.device = roles.generator.device
         self.precision = precision_of(recipe.precision, roles.generator.device)
-        settings = recipe.settings()
-        self.config = RolloutConfig(
-            schedule=settings.diagonal_schedule(),
-            policy=settings.policy(),
-            cache=settings.cache(),
-            chunk_frames=recipe.chunk_frames,
-            precision=self.precision,
-        )
-        self.regression_config = replace(
-            self.config, schedule=DiagonalSchedule.parse(recipe.regression_schedule, recipe.shift)
-        )
+        self.config = RolloutConfig.of(recipe.settings(), self.precision)
+        self.regression: tuple[WanDiT, RolloutConfig] | None = None
+        if recipe.weights.needs_teacher_rollout:
+            if roles.regression is None or roles.regression.settings is None:
+                raise ValueError(
+                    "recipe: weights.regression and weights.gamma need a frozen student to compare with, which says "
+                    "how it is sampled"
+                )
+            settings = recipe.regression_settings(roles.regression.settings)
+            self.regression = roles.regression.model, RolloutConfig.of(settings, self.precision)
         self.negative = encode([recipe.negative_prompt]).to(self.device)
         self.generator, self.critic = trained(roles.generator), trained(roles.fake_score)
         for model in (self.generator, self.critic):
             parallelize(model, precision=self.precision, checkpointing=recipe.checkpointing)
-        for frozen in filter(None, (roles.real_score, roles.regression)):
+        for frozen in filter(None, (roles.real_score, roles.regression and roles.regression.model)):
             parallelize(frozen, precision=self.precision)
         self.criticise = forward_of(self.critic, compiled=recipe.compiled)
         self.teach = forward_of(roles.real_score, compiled=recipe.compiled)
@@ -199,17 +196,10 @@ class Distil:
 
     def _regression_target(self, draw: Draw, shape: tuple[int, int, int, int, int]) -> Tensor | None:
         """What the frozen student makes of the same noise at its last steps."""
-        if not self.recipe.weights.needs_teacher_rollout:
+        if self.regression is None:
             return None
-        assert self.roles.regression is not None
-        return rollout(
-            self.roles.regression,
-            draw.context,
-            self.regression_config,
-            noise=draw.rollout_noise,
-            shape=shape,
-            gradients=False,
-        ).latents
+        model, config = self.regression
+        return rollout(model, draw.context, config, noise=draw.rollout_noise, shape=shape, gradients=False).latents
 
     def _critic_losses(self, draw: Draw) -> Losses:
         shape = (len(draw.context), *self.shape)

@@ -141,7 +141,7 @@ class Pipeline:
             generator=self._model(start, made_by, "student to begin with").model,
             real_score=teacher.model,
             fake_score=self._model(TEACHER, "teacher", "critic to begin with").model,
-            regression=self._model(start, made_by, "frozen student to compare with").model if regression else None,
+            regression=self._model(start, made_by, "frozen student to compare with") if regression else None,
         )
         task = Distil(recipe, roles, draw_prompts=draw_prompts, encode=self._encode, shape=self._shape)
         settings = self._settings(recipe, name.replace("stage", "stage "))

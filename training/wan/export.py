@@ -43,7 +43,7 @@ def export(result: Path, out: Path, *, dtype: str = "bf16", lora: bool = False, 
     return "\n".join([f"{taken} -> {out}: {written}", *_unfinished(result, source)])
 
 
-_LATEST_FIRST = ("stage2", "stage2_longlive", "stage1", "ode_init")
+_LATEST_FIRST = ("stage2", "stage1", "ode_init")
 
 
 def find_result(path: Path) -> Path:

@@ -101,6 +101,7 @@ def examine(setup: Setup) -> Inputs:
     if distils:
         _open_critic(inputs, setup)
         _compare(inputs)
+        _check_regression(inputs, setup)
     _open_embeddings(inputs, setup)
     if isinstance(setup.recipe, WanOdeInitRecipe):
         _open_pairs(inputs, setup)
@@ -154,10 +155,37 @@ def _check_batch(inputs: Inputs, recipe: WanOdeInitRecipe | WanDistilRecipe, gpu
         )
 
 
+def _check_regression(inputs: Inputs, setup: Setup) -> None:
+    """What the student is compared with is sampled as it was distilled, which few files say."""
+    assert isinstance(setup.recipe, WanDistilRecipe)
+    header = inputs.headers.get("generator")
+    if header is None or not setup.recipe.weights.needs_teacher_rollout:
+        return
+    if header.settings is None:
+        inputs.wrong.append(
+            f"--generator {setup.generator}: it does not say how it is sampled, and losses compare with its samples. "
+            f"`python -m diag_core convert {setup.generator} NEW.safetensors --preset longlive` (or another "
+            "preset) writes a file that does; weights.gamma=0 weights.regression=0 leave those losses out"
+        )
+    elif not header.settings.causal:
+        inputs.wrong.append(
+            f"--generator {setup.generator}: this is a bidirectional model, and losses compare with a causal student's "
+            "samples. Give the result of stage 1, or a published student"
+        )
+    elif setup.recipe.video.latent_frames % header.settings.chunk_frames:
+        inputs.wrong.append(
+            f"--generator {setup.generator} makes chunks of {header.settings.chunk_frames} latent frames: give "
+            "video.latent_frames a multiple of that"
+        )
+
+
 def distil_work(setup: Setup, inputs: Inputs) -> DistilWork:
     assert isinstance(setup.recipe, WanDistilRecipe)
     generator, critic, teacher = (inputs.headers[role].config for role in ("generator", "critic", "teacher"))
-    return DistilWork(recipe=setup.recipe, generator=generator, critic=critic, real_score=teacher)
+    return DistilWork(
+        recipe=setup.recipe, generator=generator, critic=critic, real_score=teacher,
+        regression=inputs.headers["generator"].settings,
+    )  # fmt: skip
 
 
 def fingerprint(path: Path) -> str:

@@ -16,7 +16,7 @@ from diag_core import WanConfig
 from diag_core.state_dict import expected_shapes
 
 from ..recipes.wan import LoraRecipe, WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe
-from .work import DistilWork, frame_tokens
+from .work import DistilWork, RolloutPlan, frame_tokens
 
 HEADROOM = 1.1
 GIB = 1 << 30
@@ -120,10 +120,9 @@ def distil_memory(work: DistilWork, *, gpus: int, videos: int) -> Memory:
     lines.append(Line("teacher: weights", frozen * parameters(teacher) / gpus))
     if recipe.weights.needs_teacher_rollout:
         lines.append(Line("frozen student: weights", frozen * parameters(generator) / gpus))
-    cache = plan.cache.bytes(
-        generator, tokens_per_frame=plan.frame_tokens, total_frames=plan.latent_frames, batch=videos
-    )
-    lines.append(Line("KV cache", cache))
+    # One after the other: the frozen student may attend to more.
+    rolled = [plan, work.regression_plan()] if recipe.weights.needs_teacher_rollout else [plan]
+    lines.append(Line("KV cache", max(_cache(own, videos) for own in rolled)))
     lines.append(Line("weights in use", max(_gathered(config, gpus) for config in (generator, critic, teacher))))
     chunks = plan.held()
     past, tokens = sum(seen for seen, _ in chunks), sum(own for _, own in chunks)
@@ -140,6 +139,12 @@ def distil_memory(work: DistilWork, *, gpus: int, videos: int) -> Memory:
         checkpointed_activations(critic, tokens, tokens),
     )
     return Memory(lines=tuple(lines), kept=kept, checkpointed=less, checkpointing=recipe.checkpointing)
+
+
+def _cache(plan: RolloutPlan, videos: int) -> int:
+    return plan.cache.bytes(
+        plan.config, tokens_per_frame=plan.frame_tokens, total_frames=plan.latent_frames, batch=videos
+    )
 
 
 def _trained(

@@ -1,10 +1,9 @@
 """The stages at Wan's size: what each loads, and what it leaves in the output folder.
 
-    ode-pairs        ode_pairs/pairs_*.safetensors
-    ode-init         ode_init.safetensors
-    stage1           stage1.safetensors
-    stage2           stage2.safetensors
-    stage2-longlive  stage2_longlive.safetensors
+    ode-pairs  ode_pairs/pairs_*.safetensors
+    ode-init   ode_init.safetensors
+    stage1     stage1.safetensors
+    stage2     stage2.safetensors
 
 A result has the averaged weights in float32 and says how they are sampled. What was interrupted goes on; what is there
 is not made again. Beside each result is the folder of the stage's state, log and samples.
@@ -43,10 +42,7 @@ from .lora import lora_path, lora_tensors, merged, require_peft, save_lora
 
 log = logging.getLogger(__name__)
 
-_TITLES = {
-    "ode-init": "ODE initialisation", "stage1": "stage 1", "stage2": "stage 2",
-    "stage2-longlive": "stage 2 from LongLive",
-}  # fmt: skip
+_TITLES = {"ode-init": "ODE initialisation", "stage1": "stage 1", "stage2": "stage 2"}
 _LICENSE = "Apache-2.0"
 """of Wan 2.1, whose weights all results begin with"""
 
@@ -177,7 +173,7 @@ def _distil(recipe: WanDistilRecipe, setup: Setup, inputs: Inputs, device: torch
         generator=trained(generator, lora, recipe.seed, setup.generator_lora),
         real_score=real_score.model,
         fake_score=trained(setup.critic or teacher, lora if recipe.lora.critic else None, recipe.seed + 1),
-        regression=frozen(generator, setup.generator_lora).model if recipe.weights.needs_teacher_rollout else None,
+        regression=frozen(generator, setup.generator_lora) if recipe.weights.needs_teacher_rollout else None,
     )
     task = Distil(
         recipe,

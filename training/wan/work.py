@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 
 from diag_core import CacheConfig, ContextPolicy, DiagonalSchedule, WanConfig
+from diag_core.checkpoint import CheckpointSettings
 from diag_core.config import PATCH
 from diag_core.geometry import chunk_spans, tokens_per_frame
 
@@ -128,21 +129,30 @@ class DistilWork:
 
     Args:
         generator, critic, real_score: sizes of the models.
+        regression: how the generator's file says it is sampled, which losses may compare with; None: as the student.
     """
 
     recipe: WanDistilRecipe
     generator: WanConfig
     critic: WanConfig
     real_score: WanConfig
+    regression: CheckpointSettings | None = None
 
-    def plan(self, schedule: str | None = None) -> RolloutPlan:
-        settings = self.recipe.settings()
+    def plan(self) -> RolloutPlan:
+        """Of the student."""
+        return self._plan(self.recipe.settings())
+
+    def regression_plan(self) -> RolloutPlan:
+        """Of the frozen student."""
+        return self._plan(self.recipe.regression_settings(self.regression or self.recipe.settings()))
+
+    def _plan(self, settings: CheckpointSettings) -> RolloutPlan:
         return RolloutPlan(
             config=self.generator,
-            schedule=DiagonalSchedule.parse(schedule, self.recipe.shift) if schedule else settings.diagonal_schedule(),
+            schedule=settings.diagonal_schedule(),
             policy=settings.policy(),
             cache=settings.cache(),
-            chunk_frames=self.recipe.chunk_frames,
+            chunk_frames=settings.chunk_frames,
             latent_frames=self.recipe.video.latent_frames,
             frame_tokens=frame_tokens(self.recipe.video),
         )
@@ -160,7 +170,7 @@ class DistilWork:
         total += whole(self.critic, recipe.video).forward
         total += whole(self.real_score, recipe.video).forward * (1 if recipe.cfg == 1 else 2)
         if recipe.weights.needs_teacher_rollout:
-            total += self.plan(recipe.regression_schedule).work(None, gradients=False).plain.forward
+            total += self.regression_plan().work(None, gradients=False).plain.forward
         return total
 
     def critic_update(self, u: float | None = None) -> float:
