@@ -24,7 +24,19 @@ from training.recipes.moving_digits import cpu, smoke
 from training.stages.distil import Distil
 from training.stages.moving_digits import STAGES
 
-RESULTS = ("vae", "classifier", "looks", "motion", "videos", "teacher", "ode_init", "stage1", "stage2", "dit")
+RESULTS = (
+    "vae",
+    "classifier",
+    "looks",
+    "motion",
+    "videos",
+    "teacher",
+    "ode_init",
+    "stage1",
+    "stage1_critic",
+    "stage2",
+    "dit",
+)
 
 
 def toy(folder: Path, *more: str) -> int:
@@ -88,7 +100,7 @@ def test_what_is_done_is_not_done_again(done: Path) -> None:
 
 def test_one_stage_alone_on_another_machine(done: Path, tmp_path: Path) -> None:
     """Only the results that a stage reads are needed, and it gives what it gave in the whole run."""
-    for name in ("vae", "classifier", "teacher", "stage1"):
+    for name in ("vae", "classifier", "teacher", "stage1", "stage1_critic"):
         (tmp_path / f"{name}.safetensors").write_bytes((done / f"{name}.safetensors").read_bytes())
     assert toy(tmp_path, "--stage", "stage2") == 0
     assert (tmp_path / "stage2.safetensors").read_bytes() == (done / "stage2.safetensors").read_bytes()
@@ -224,9 +236,32 @@ def test_another_input_in_the_same_folder(done: Path, tmp_path: Path, told) -> N
     for name in ("vae.safetensors", "classifier.safetensors", "teacher.safetensors", "stage2/recipe.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((done / name).read_bytes())
-    (tmp_path / "stage1.safetensors").write_bytes((done / "ode_init.safetensors").read_bytes())
+    for name in ("stage1", "stage1_critic"):
+        shutil.copy(done / "ode_init.safetensors", tmp_path / f"{name}.safetensors")
     assert toy(tmp_path, "--stage", "stage2") == 2
     assert "was begun with other inputs: stage1.safetensors" in told()
+
+
+def test_stage_2_begins_with_the_critic_that_stage_1_ended_with(done: Path, tmp_path: Path, monkeypatch, told) -> None:
+    for name in ("vae", "classifier", "teacher", "stage1"):
+        shutil.copy(done / f"{name}.safetensors", tmp_path)
+    assert toy(tmp_path, "--stage", "stage2") == 2
+    assert "stage1_critic.safetensors is missing" in told()
+
+    critic, teacher = (load_dit(done / f"{name}.safetensors").model for name in ("stage1_critic", "teacher"))
+    shutil.copy(done / "stage1_critic.safetensors", tmp_path)
+    began: list[dict[str, torch.Tensor]] = []
+    init = Distil.__init__
+
+    def seen(task: Distil, recipe, roles, **rest) -> None:
+        began.append({name: tensor.clone() for name, tensor in roles.fake_score.state_dict().items()})
+        init(task, recipe, roles, **rest)
+
+    monkeypatch.setattr(Distil, "__init__", seen)
+    assert toy(tmp_path, "--stage", "stage2") == 0
+    own = critic.state_dict()
+    assert all(torch.equal(tensor, own[name].float()) for name, tensor in began[0].items())
+    assert any(not torch.equal(tensor, own[name]) for name, tensor in teacher.state_dict().items())
 
 
 def test_the_teacher_is_not_trained_on_latents_of_another_recipe(done: Path, tmp_path: Path, told) -> None:

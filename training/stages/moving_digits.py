@@ -5,17 +5,20 @@ A stage leaves its result in the output folder. What is there is not made again,
     autoencoder  vae.safetensors             ode-pairs  ode_pairs/pairs_*.safetensors
     classifier   classifier.safetensors      ode-init   ode_init.safetensors
     latents      latents/*.safetensors       stage1     stage1.safetensors
-    looks        looks.safetensors           stage2     stage2.safetensors
-    motion       motion.safetensors          export     dit.safetensors
-    videos       videos.safetensors          evaluate   scores/*.json
-    whole        whole.safetensors (of recipes that have this part)
+    looks        looks.safetensors                      stage1_critic.safetensors
+    motion       motion.safetensors          stage2     stage2.safetensors
+    videos       videos.safetensors          export     dit.safetensors
+    whole        whole.safetensors           evaluate   scores/*.json
     teacher      teacher.safetensors
+
+Only some recipes have the part `whole`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diag_core import WanDiT
+from diag_core import WanConfig, WanDiT
 from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, save_dit
 from diag_core.demo_text import DemoTextEncoder
 from diag_core.geometry import latent_frames, latent_size
@@ -50,6 +53,7 @@ log = logging.getLogger(__name__)
 
 VAE, CLASSIFIER, TEACHER = "vae.safetensors", "classifier.safetensors", toy_teacher.TEACHER
 ODE_INIT, STAGE1, STAGE2, FINAL = "ode_init.safetensors", "stage1.safetensors", "stage2.safetensors", "dit.safetensors"
+CRITIC = "stage1_critic.safetensors"
 
 
 def draw_prompts(rng: np.random.Generator, count: int) -> list[str]:
@@ -119,33 +123,51 @@ class Pipeline:
         student = self._model(TEACHER, "teacher", "bidirectional teacher").model
         task = OdeInit(recipe, student, load_pairs(self.folder / "ode_pairs"), self._encode)
         settings = self._settings(self.recipe.stage1, "ODE initialisation")
-        self._train("ode-init", task, recipe, student, task.ema, settings, teacher, result)
+        self._train("ode-init", task, recipe, student, task.ema, settings, teacher)
+        self._save(ODE_INIT, task.ema.state_dict(), student.config, settings)
 
     def stage1(self) -> None:
-        self._distil("stage1", self.recipe.stage1, ODE_INIT, "ode-init", STAGE1, regression=False)
+        self._distil(
+            "stage1", self.recipe.stage1, (ODE_INIT, "ode-init"), (TEACHER, "teacher"), STAGE1, hands_on=CRITIC
+        )
 
     def stage2(self) -> None:
-        needed = self.recipe.stage2.weights.needs_teacher_rollout
-        self._distil("stage2", self.recipe.stage2, STAGE1, "stage1", STAGE2, regression=needed)
+        # Of a critic that knows the student already: one that is still the teacher gives no difference but guidance's.
+        self._distil("stage2", self.recipe.stage2, (STAGE1, "stage1"), (CRITIC, "stage1"), STAGE2)
 
     def _distil(
-        self, name: str, recipe: DistilRecipe, start: str, made_by: str, result: str, *, regression: bool
+        self,
+        name: str,
+        recipe: DistilRecipe,
+        student: tuple[str, str],
+        critic: tuple[str, str],
+        result: str,
+        *,
+        hands_on: str | None = None,
     ) -> None:
-        student = self._need(start, made_by)
-        folder = self.folder / name
-        begin(folder, recipe, self._digests(TEACHER, student.name), free=("steps",), result=self.folder / result)
-        if (self.folder / result).exists():
+        """`student` and `critic`: the files that they begin as, and the stages that make these; `hands_on`: where the
+        critic is written in the end."""
+        for file in (student, critic):
+            self._need(*file)
+        finished = all((self.folder / file).exists() for file in (result, hands_on) if file is not None)
+        inputs = self._digests(*dict.fromkeys((TEACHER, student[0], critic[0])))
+        begin(self.folder / name, recipe, inputs, free=("steps",), result=self.folder / result if finished else None)
+        if finished:
             return
         teacher = self._model(TEACHER, "teacher", "bidirectional teacher")
+        compares = recipe.weights.needs_teacher_rollout
         roles = Roles(
-            generator=self._model(start, made_by, "student to begin with").model,
+            generator=self._model(*student, "student to begin with").model,
             real_score=teacher.model,
-            fake_score=self._model(TEACHER, "teacher", "critic to begin with").model,
-            regression=self._model(start, made_by, "frozen student to compare with") if regression else None,
+            fake_score=self._model(*critic, "critic to begin with").model,
+            regression=self._model(*student, "frozen student to compare with") if compares else None,
         )
         task = Distil(recipe, roles, draw_prompts=draw_prompts, encode=self._encode, shape=self._shape)
         settings = self._settings(recipe, name.replace("stage", "stage "))
-        self._train(name, task, recipe, roles.generator, task.ema, settings, teacher, self.folder / result)
+        self._train(name, task, recipe, roles.generator, task.ema, settings, teacher)
+        if hands_on is not None:
+            self._save(hands_on, roles.fake_score.state_dict(), teacher.config, teacher.settings)
+        self._save(result, task.ema.state_dict(), roles.generator.config, settings)
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -187,7 +209,6 @@ class Pipeline:
         ema: EMA,
         settings: CheckpointSettings,
         teacher: LoadedCheckpoint,
-        result: Path,
     ) -> None:
         folder = self.folder / name.replace("-", "_")
         gallery = DigitsGallery(
@@ -200,10 +221,15 @@ class Pipeline:
             folder=folder,
         )  # fmt: skip
         train(name, task, recipe, folder, gallery=gallery)
-        average = gathered(ema.state_dict(), torch.bfloat16)
+
+    def _save(
+        self, file: str, weights: Mapping[str, Tensor], config: WanConfig, settings: CheckpointSettings | None
+    ) -> None:
+        """All processes call it."""
+        whole = gathered(weights, torch.bfloat16)
         with agreement():
             if is_main():
-                save_dit(result, average, model.config, settings, dtype=torch.bfloat16)
+                save_dit(self.folder / file, whole, config, settings, dtype=torch.bfloat16)
 
     def _settings(self, recipe: DistilRecipe, stage: str) -> CheckpointSettings:
         title = f"{self.recipe.title}, {stage}"
