@@ -55,10 +55,13 @@ def _cudnn() -> Attention:
 
 
 def _dense(kernel: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attention:
-    """A kernel without masks; a masked call (training, tests) goes to SDPA."""
+    """A kernel without masks, for half precision. Others go to SDPA: masked calls (training, tests), and float32, which
+    autocast leaves in a cache of float32 weights."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        return sdpa(q, k, v, mask) if mask is not None else kernel(q, k, v)
+        if mask is not None or q.dtype not in (torch.float16, torch.bfloat16):
+            return sdpa(q, k, v, mask)
+        return kernel(q, k, v)
 
     return attention
 
@@ -108,8 +111,7 @@ def _auto() -> Attention:
         hopper = None
 
     def auto(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        half = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16)
-        if hopper is not None and half and torch.cuda.get_device_capability(q.device)[0] == 9:
+        if hopper is not None and q.is_cuda and torch.cuda.get_device_capability(q.device)[0] == 9:
             return hopper(q, k, v, mask)
         return sdpa(q, k, v, mask)
 

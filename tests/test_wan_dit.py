@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from diag_core import CacheConfig, DiagonalSchedule, SeededNoise, WanConfig, WanDiT, generate
-from diag_core.attention import NAMES, attention_backend
+from diag_core.attention import NAMES, attention_backend, sdpa
 from diag_core.kv_cache import KVCache
 from diag_core.layers import block_forward
 from diag_core.wan_dit import forward_impl
@@ -121,6 +123,33 @@ def test_a_missing_attention_back_end_is_named_when_asked_for():
     assert "auto" not in missing and "sdpa" not in missing
     with pytest.raises(ValueError, match="choose one of auto, sdpa"):
         attention_backend("magic")
+
+
+def test_kernels_for_half_precision_are_left_out_where_a_cache_is_float32(monkeypatch):
+    """As that of float32 weights is, which training samples under autocast."""
+
+    def flash_attn_func(q, k, v):
+        used.append(q.shape[1])
+        if {q.dtype, k.dtype, v.dtype} != {torch.bfloat16}:
+            raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+        return sdpa(q, k, v)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=flash_attn_func))
+    latents, timestep, context = inputs()
+    made = []
+    for attend in (sdpa, attention_backend("flash2")):
+        model, used = small_model(), []
+        model.attend = attend
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            model(latents, timestep, context)  # bidirectional, in bfloat16
+            made.append(
+                generate(
+                    model, context, DiagonalSchedule.parse("1"), noise=SeededNoise(0), num_latent_frames=6, height=4,
+                    width=6,
+                )
+            )  # fmt: skip
+    assert 3 * 2 * 3 in used
+    torch.testing.assert_close(*made, atol=2e-2, rtol=2e-2)
 
 
 def test_the_forward_runs_over_a_model_that_is_not_ours():

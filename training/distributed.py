@@ -158,6 +158,15 @@ def from_all(value: T) -> list[T]:
     return values
 
 
+def to_main(value: T) -> list[T]:
+    """Every process's value, in their order, on process 0; nothing on the others."""
+    if world_size() == 1:
+        return [value]
+    values = [value] * world_size() if is_main() else None
+    dist.gather_object(value, values)
+    return values or []
+
+
 def mean(values: Mapping[str, Tensor]) -> dict[str, float]:
     """Means over processes of scalars by name."""
     if not values:

@@ -212,14 +212,16 @@ class Embedded:
 
 
 def sampled(folder: Path) -> None:
-    """A sample video of a sharded model whose weights are gathered as bfloat16, and of the whole one."""
+    """Sample videos of a sharded model whose weights are gathered as bfloat16, and of the whole one."""
     settings = CheckpointSettings(schedule="2", window_frames=6)
     video = VideoSize(width=32, height=32, latent_frames=SHAPE[1])
     whole, split = model(0), parallelize(model(0), precision=torch.bfloat16)
     for name, own in (("whole", whole), ("split", split)):
-        latents = sample_latents(own, settings, ["a", "bb"], Embedded(), video)  # type: ignore[arg-type]
+        forwards: list[object] = []
+        own.register_forward_hook(lambda *given, ran=forwards: ran.append(None))
+        latents = sample_latents(own, settings, ["a", "bb", "ccc"], Embedded(), video)  # type: ignore[arg-type]
         if distributed.is_main():
-            save_tensors(folder / f"{name}.safetensors", {"latents": latents})
+            save_tensors(folder / f"{name}.safetensors", {"latents": latents}, {"forwards": len(forwards)})
 
 
 def commands(folder: Path) -> None:

@@ -94,8 +94,17 @@ def test_a_sharded_model_can_be_compiled(folders: Path, precision: str) -> None:
 
 def test_a_sharded_model_is_sampled_in_what_its_weights_are_gathered_in(folders: Path) -> None:
     whole, split = (load_tensors(folders / f"{name}.safetensors")[0]["latents"] for name in ("whole", "split"))
-    assert whole.shape == (2, *worker.SHAPE) and split.isfinite().all()
+    assert whole.shape == (3, *worker.SHAPE) and split.isfinite().all()
     torch.testing.assert_close(split, whole, atol=0.1, rtol=0.1)
+
+
+def test_two_processes_share_the_sample_videos(folders: Path, tmp_path: Path) -> None:
+    worker.sampled(tmp_path)
+    (two, shared), (one, alone) = (load_tensors(folder / "whole.safetensors") for folder in (folders, tmp_path))
+    torch.testing.assert_close(two["latents"], one["latents"], atol=CLOSE, rtol=CLOSE)
+    assert 3 * int(shared["forwards"]) == 2 * int(
+        alone["forwards"]
+    )  # of three videos each makes two, one of them twice
 
 
 @pytest.mark.parametrize("name", ["grows", "shrinks"])

@@ -36,7 +36,7 @@ def commands(folder: Path, out: Path) -> list[list[str]]:
         return [name, *given, "--device", "cpu", *EXACT, *map(str, more)]
 
     distil = [*LOOP, "generator_every=1", "critic_learning_rate=1e-3", "weights_precision=fp32"]
-    samples = ["--vae", folder / "taew2_1.safetensors", "sample_every=2", "sample_prompts=1", *HEALTHY]
+    samples = ["--vae", folder / "taew2_1.safetensors", "sample_every=2", "sample_prompts=3", *HEALTHY]
     larger = ["--teacher", teacher, "--critic", student]
     return [
         stage("ode-pairs", *PAIRS),

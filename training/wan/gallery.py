@@ -8,34 +8,46 @@ Legend: N videos, C latent channels, F latent frames, H and W latent rows and co
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from diag_core import CacheConfig, SeededNoise, WanDiT, generate
+from diag_core import SeededNoise, WanDiT, generate
 from diag_core.checkpoint import CheckpointSettings
 from diag_core.cli.models import load_vae
 
-from ..distributed import agreement, from_main, is_main
+from ..distributed import agreement, from_main, is_main, rank, to_main, world_size
 from ..ema import EMA
 from ..io import save_json
 from ..metrics import pixel_health
 from ..precision import sampling_autocast
 from ..recipes.wan import VideoSize
+from ..stages import flow_matching
 from ..videos import save_videos
 from .embeddings import Embeddings
 
+Shape = tuple[int, int, int, int]
+"""(C,F,H,W)"""
 _SEED = 30_000
 
 
+@torch.no_grad()
 def sample_latents(
-    model: WanDiT, settings: CheckpointSettings, prompts: Iterable[str], embeddings: Embeddings, video: VideoSize
+    model: WanDiT, settings: CheckpointSettings, prompts: Sequence[str], embeddings: Embeddings, video: VideoSize
 ) -> Tensor:
-    """Videos of prompts that are embedded, sampled as `settings` say: [N,C,F,H,W]. One at a time: the longest forward
-    of a bidirectional model is that of a whole video. All processes together."""
-    return torch.cat([_one(model, settings, i, prompt, embeddings, video) for i, prompt in enumerate(prompts)])
+    """Videos of prompts that are embedded, sampled as `settings` say: [N,C,F,H,W] on the CPU of process 0, nothing on
+    the others. The processes share the prompts, one at a time: the longest forward of a bidirectional model is that of
+    a whole video."""
+    sample, made = _in_chunks if settings.causal else _whole, list[Tensor]()
+    for first in range(0, len(prompts), world_size()):
+        # None can run a sharded model without the others: those beyond the last prompt repeat it.
+        i = min(first + rank(), len(prompts) - 1)
+        context, negative = (embeddings.encode([text]).to(model.device) for text in (prompts[i], embeddings.negative))
+        latents = sample(model, settings, context, negative, SeededNoise(_SEED + i), video.shape(model.config.in_dim))
+        made += to_main(latents.cpu())
+    return torch.cat(made[: len(prompts)]) if is_main() else torch.empty(0)
 
 
 class WanGallery:
@@ -45,7 +57,7 @@ class WanGallery:
         model: the student; its weights are put back after sampling.
         settings: how it is sampled.
         prompts: what is sampled; embedded, all of them.
-        teacher: makes the teacher's latents [N,C,F,H,W] for them, on process 0 at least; called once by all together.
+        teacher: makes the teacher's latents [N,C,F,H,W] for them, on process 0; called once by all together.
         vae: file of a Wan VAE or TAEHV; process 0 decodes, and has it on the device then alone.
         folder: of the stage; the teacher's videos and health are kept there.
     """
@@ -104,25 +116,33 @@ class WanGallery:
         return pixels
 
 
-@torch.no_grad()
-def _one(
-    model: WanDiT, settings: CheckpointSettings, i: int, prompt: str, embeddings: Embeddings, video: VideoSize
+def _in_chunks(
+    model: WanDiT, settings: CheckpointSettings, context: Tensor, negative: Tensor, noise: SeededNoise, shape: Shape
 ) -> Tensor:
-    _, frames, height, width = video.shape(model.config.in_dim)
-    guided = settings.cfg != 1
+    _, frames, height, width = shape
     with sampling_autocast(model):
         return generate(
             model,
-            embeddings.encode([prompt]).to(model.device),
+            context,
             settings.diagonal_schedule(),
-            noise=SeededNoise(_SEED + i),
+            noise=noise,
             num_latent_frames=frames,
             height=height,
             width=width,
-            cache=settings.cache() if settings.causal else CacheConfig(None, 0),
+            cache=settings.cache(),
             policy=settings.policy(),
-            chunk_frames=settings.chunk_frames if settings.causal else frames,
+            chunk_frames=settings.chunk_frames,
             step=settings.step,
             cfg=settings.cfg,
-            negative=embeddings.encode([embeddings.negative]).to(model.device) if guided else None,
+            negative=negative,
         )
+
+
+def _whole(
+    model: WanDiT, settings: CheckpointSettings, context: Tensor, negative: Tensor, noise: SeededNoise, shape: Shape
+) -> Tensor:
+    """Without a cache, which nothing would read: those of a 14B model's two branches are 50 GiB."""
+    start = noise.initial(0, (1, *shape)).to(model.device)
+    return flow_matching.sample(
+        model, start, context, negative, settings.diagonal_schedule().sigmas(0), cfg=settings.cfg
+    )

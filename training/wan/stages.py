@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diag_core import WanDiT
+from diag_core import WanConfig, WanDiT
 from diag_core.attention import attention_backend
 from diag_core.checkpoint import PRESETS, CheckpointSettings, LoadedCheckpoint, load_dit, save_dit
 from diag_core.state_dict import strip_wrappers
@@ -52,7 +52,7 @@ class Looks(NamedTuple):
 
     prompts: list[str]
     teacher: Callable[[], Tensor]
-    """makes the teacher's latents for them, [N,C,F,H,W], on process 0 at least"""
+    """makes the teacher's latents for them, [N,C,F,H,W], on process 0"""
 
 
 def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, int] = (0, 1)) -> None:
@@ -108,6 +108,11 @@ def sampled_as(setup: Setup) -> CheckpointSettings:
         title=title,
         license=_LICENSE,
     )
+
+
+def teacher_sampled_as(teacher: LoadedCheckpoint) -> CheckpointSettings:
+    """What its file says, or else Wan's authors advise for its size."""
+    return teacher.settings or PRESETS["wan-14b" if teacher.config == WanConfig.wan_14b() else "wan"]
 
 
 def _make_pairs(
@@ -183,9 +188,12 @@ def _distil(recipe: WanDistilRecipe, setup: Setup, inputs: Inputs, device: torch
         shape=recipe.video.shape(roles.generator.config.in_dim),
     )
     prompts = embeddings.prompts[: recipe.sample_prompts]
-    teacher_as = real_score.settings or PRESETS["wan"]
-    looks = Looks(prompts, lambda: sample_latents(real_score.model, teacher_as, prompts, embeddings, recipe.video))
-    _train(setup, inputs, task, roles.generator, task.ema, looks, device, lora)
+
+    def teachers() -> Tensor:
+        log.info("%s: sampling %d videos of the teacher, to compare with", setup.stage, len(prompts))
+        return sample_latents(real_score.model, teacher_sampled_as(real_score), prompts, embeddings, recipe.video)
+
+    _train(setup, inputs, task, roles.generator, task.ema, Looks(prompts, teachers), device, lora)
 
 
 def _train(
