@@ -22,6 +22,7 @@ from .kv_cache import FRESH
 from .noise import NoiseSource
 from .noise_schedule import sigma_from_schedule_timestep
 from .state import Finished, SamplerState
+from .transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,7 @@ class ChunkLoop:
         return batch, channels, frames, height, width
 
     def _place(self, noise: Tensor) -> Tensor:
-        if self.device.type == "cuda" and noise.device.type == "cpu":
-            noise = noise.pin_memory()  # only pinned copies do not wait
-        return noise.to(self.device, torch.float32, non_blocking=True)
+        return to_device(noise, self.device, torch.float32)
 
     def context_noise(self, finished: Finished) -> Tensor:
         return self._place(self.noise.context(finished.chunk, self._shape(finished.latents.shape[2])))

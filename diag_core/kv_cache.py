@@ -22,6 +22,7 @@ from torch import Tensor
 from .config import CacheConfig, WanConfig
 from .kv_storage import KVStorage, Layout
 from .rope import rotate, rotation
+from .transfer import to_device
 
 # Whether a recomputation that was interrupted has left the keys of the ring, or of the sink too, unusable.
 FRESH, RING_STALE, ALL_STALE = 0, 1, 2
@@ -242,7 +243,7 @@ class KVCache:
         first = start_frame - self.origin
         taken = {slot + i for _, slot, length in self._runs(first, frames) for i in range(length)}
         keep = [slot for slot in range(self._visible(first + frames)) if slot not in taken]
-        index = torch.tensor(keep, dtype=torch.long, device=self.device)
+        index = _on_device(tuple(keep), self.device)
 
         def pick(x: Tensor) -> Tensor:
             return x.detach().unflatten(1, (self.capacity, self.tokens)).index_select(1, index).flatten(1, 2)
@@ -321,6 +322,4 @@ class Snapshot:
 @lru_cache(maxsize=64)
 def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        slots = torch.tensor(numbers, dtype=torch.int32)
-        # Only pinned copies do not wait.
-        return slots.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else slots.to(device)
+        return to_device(torch.tensor(numbers, dtype=torch.int32), device)

@@ -12,6 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .transfer import to_device
+
 BASE = 10000.0
 
 
@@ -36,8 +38,7 @@ def _unit(angles: Tensor) -> Tensor:
 def _of_frames(frames: tuple[int, ...], pairs: int, device: torch.device) -> Tensor:
     """[F, pairs]. A chunk's steps share it; a new chunk sends a few hundred numbers, without waiting for them."""
     with torch.inference_mode(False):
-        turn = _unit(_axis_angles(torch.tensor(frames), pairs))
-        return turn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else turn.to(device)
+        return to_device(_unit(_axis_angles(torch.tensor(frames), pairs)), device)
 
 
 @lru_cache(maxsize=4)

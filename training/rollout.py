@@ -21,6 +21,7 @@ from diag_core.checkpoint import CheckpointSettings
 from diag_core.denoising import commit_chunk, denoise_chunk
 from diag_core.geometry import Span, chunk_spans
 from diag_core.kv_cache import KVCache
+from diag_core.transfer import to_device
 
 from .precision import flow_of
 
@@ -182,4 +183,4 @@ class _ChunkRun:
         )
 
     def _placed(self, noise: Tensor) -> Tensor:
-        return noise.to(self.model.device, torch.float32)
+        return to_device(noise, self.model.device, torch.float32)

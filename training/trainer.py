@@ -1,10 +1,11 @@
 """The loop of every trained stage: update, log, sample, save; go on after a kill as if there had been none.
 
 An update draws all it needs from the seed and its own number, and a state holds all that updates change, so a run that
-was killed at any moment and resumed on the same machine, by as many processes, ends with the same weights as one that
-was not. One that is told to stop (`stopping`) saves its state first, so that no iteration is lost. All processes of a
-training run this loop alike; what they log is the mean of all, and process 0 writes it. The loop knows nothing of
-losses and models: a `Task` has them.
+was killed at any moment and resumed makes the same draws as one that was not. On a CPU, with as many processes as
+before, it ends with the same weights too; on a GPU, whose backward passes may add up in another order each time, no two
+runs have the same last bits. One that is told to stop (`stopping`) saves its state first, so that no iteration is lost.
+All processes of a training run this loop alike; what they log is the mean of all, and process 0 writes it. The loop
+knows nothing of losses and models: a `Task` has them.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from diag_core.settings import WAN_NEGATIVE_PROMPT
 from diag_core.text import UMT5Encoder
 from diag_core.vae import TinyVAE, TinyVAEConfig
 from training.__main__ import main
+from training.logbook import read_log
 from training.metrics import pixel_health
 from training.wan.embeddings import Embeddings
 from training.wan.pairs import PairsOnDisk
@@ -154,6 +155,21 @@ def test_a_run_is_ended_early_and_goes_on_later(
     assert (
         "steps was 4, now it is 5. Go on with what it was begun with, or delete the folder" in capsys.readouterr().err
     )
+
+
+def test_a_stage_that_needs_less_memory_goes_on_where_it_was(world: World, tmp_path: Path) -> None:
+    start, result = world.out / "ode_init.safetensors", tmp_path / "stage1.safetensors"
+    assert world.stage("stage1", start, "steps=1", "micro_batch=2", "checkpointing=false", out=tmp_path) == 0
+    result.unlink()
+    assert world.stage("stage1", start, "micro_batch=1", "checkpointing=true", "attention=sdpa", out=tmp_path) == 0
+    for mine, theirs in zip(read_log(tmp_path / "stage1"), read_log(world.out / "stage1"), strict=True):
+        assert mine == pytest.approx(theirs, rel=0.02)
+    pairs = ["steps=4", "pairs_a_shard=2", "points=1000,750,500"]
+    for changes in (["shards=1", "batch=2"], ["shards=2", "batch=1"]):
+        assert world.stage("ode-pairs", world.layouts["original"], *pairs, *changes, out=tmp_path) == 0
+    for name in ("pairs_0000.safetensors", "pairs_0001.safetensors"):
+        own, other = (load_file(out / "ode_pairs" / name)["points"] for out in (tmp_path, world.out))
+        assert torch.allclose(own.float(), other.float(), atol=0.02)
 
 
 def test_the_shards_of_pairs_can_be_shared_out(world: World, tmp_path: Path) -> None:

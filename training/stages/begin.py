@@ -13,6 +13,9 @@ from ..io import save_json
 FILE = "recipe.json"
 FREE = ("save_every", "log_every", "sample_every", "limits", "wandb")
 """fields that weights do not depend on: they may be changed when a stage goes on"""
+ROUNDING = ("micro_batch", "checkpointing", "attention", "compiled")
+"""fields that decide about memory and speed, and of weights about last bits alone, as the number of processes does: a
+first try that found too little memory may go on with others"""
 
 
 def begin(
@@ -23,7 +26,7 @@ def begin(
     Args:
         recipe: a dataclass.
         inputs: digests of the files it starts from, by name.
-        free: more fields that may be changed, and are then written down: they say how far a stage goes, not how.
+        free: more fields that may be changed, and are then written down: such as how far a stage goes.
         result: what the stage ends with; once it is there, `free` is so no more.
 
     Raises:
@@ -36,7 +39,7 @@ def begin(
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     finished = result is not None and result.exists()
-    allowed = FREE if finished else (*FREE, *free)
+    allowed = (*FREE, *ROUNDING, *(() if finished else free))
     for part, what in (("recipe", "another recipe"), ("inputs", "other inputs")):
         was, now = flat(before[part]), flat(own[part])
         changed = [n for n in {**was, **now} if was.get(n) != now.get(n) and n.split(".")[0] not in allowed]

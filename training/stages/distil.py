@@ -22,6 +22,7 @@ from torch import Tensor
 
 from diag_core import SeededNoise, WanDiT
 from diag_core.noise_schedule import add_noise
+from diag_core.transfer import to_device
 
 from ..compilation import forward_of
 from ..distributed import own_parts
@@ -156,11 +157,11 @@ class Distil:
         sigma_B = recipe.noise.draw(recipe.batch, generator)
         for part in self.parts:
             yield Draw(
-                context=self.encode(prompts[part]).to(self.device),
+                context=to_device(self.encode(prompts[part]), self.device),
                 rollout_noise=SeededNoise(seeds[part]),
                 u=drawn if u is None else u,
-                sigma_B=sigma_B[part].to(self.device),
-                noise=_noise(seeds[part], self.shape).to(self.device),
+                sigma_B=to_device(sigma_B[part], self.device),
+                noise=to_device(_noise(seeds[part], self.shape), self.device),
             )
 
     def _generator_losses(self, draw: Draw) -> Losses:

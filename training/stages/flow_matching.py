@@ -4,8 +4,8 @@ A video has one noise level, as when it is sampled. Levels are logit-normal befo
 middle ones decide shape and motion, the ends are easy. Some samples are trained without their prompt, so that the
 teacher can be sampled with classifier-free guidance.
 
-A step draws everything from the seed and its own number, so a run that was killed and resumed on the same machine gives
-the same weights as one that was not.
+A step draws everything from the seed and its own number, so a run that was killed and resumed makes the same draws as
+one that was not, and on the same CPU gives the same weights.
 
 Legend: B samples, C latent channels, F latent frames, H and W latent rows and columns.
 """

@@ -78,8 +78,9 @@ def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, 
                 inputs.pairs.check(rank(), world_size())
         if is_main():
             # No shard and no iteration depends on how many there will be: a stage may be ended early, or made longer.
+            # Nor does a trajectory on those beside it, but for last bits.
             if isinstance(recipe, WanOdePairsRecipe):
-                begin(setup.pairs_folder, recipe, _identities(setup, inputs), free=("shards",))
+                begin(setup.pairs_folder, recipe, _identities(setup, inputs), free=("shards", "batch", "sharded"))
             else:
                 begin(setup.folder, recipe, _identities(setup, inputs), free=("steps",), result=setup.result)
     if isinstance(recipe, WanOdePairsRecipe):
