@@ -14,7 +14,7 @@ from diag_core.demo_text import DemoTextEncoder
 from training.data.latents import LatentSet, scenes_to_indices
 from training.data.prompts import parse, sample_scene
 from training.recipes.teacher import FlowMatchingRecipe
-from training.recipes.toy import toy, toy_accelerator, toy_smoke
+from training.recipes.toy import toy, toy_accelerator, toy_long, toy_smoke
 from training.stages import flow_matching
 from training.stages.flow_matching import draw_batch, draw_sigmas, flow_matching_loss, learning_rate, train
 
@@ -207,12 +207,12 @@ def test_a_wrong_recipe_is_refused(change: dict) -> None:
 
 
 def test_recipes_fit_their_machines() -> None:
-    for recipe in (toy(), toy_accelerator()):
+    for recipe in (toy(), toy_long(), toy_accelerator()):
         model = recipe.model
         assert model.dim == 128 * model.num_heads and model.text_len == 32
         with torch.device("meta"):
             parameters = sum(p.numel() for p in WanDiT(model).parameters())
-        assert 2 * parameters < (15e6 if recipe == toy() else 60e6)
+        assert 2 * parameters < (60e6 if recipe == toy_accelerator() else 15e6)
     assert toy_accelerator().data.size == 128
     with pytest.raises(ValueError, match="on other videos"):
         replace(toy(), data=toy_accelerator().data)
@@ -220,6 +220,6 @@ def test_recipes_fit_their_machines() -> None:
         replace(toy(), pairs=1.5)
     with pytest.raises(ValueError, match="bidirectional"):
         replace(toy(), settings=replace(toy().settings, causal=True))
-    assert [part.seed for part in toy().with_seed(3).parts.values()] == [15, 16, 17, 18, 19]
+    assert [part.seed for part in toy().with_seed(3).parts.values()] == [12, 13, 14, 15]
     assert toy().with_seed(0) == toy()
     assert isinstance(toy().model, WanConfig)
