@@ -17,8 +17,7 @@ from wan_models import CONFIG, PROMPTS, random_dit, write_layouts, write_text_en
 
 from diag_core.checkpoint import PRESETS, save_dit
 from training.__main__ import main
-from training.losses import LossWeights
-from training.recipes.wan import VideoSize, WanDistilRecipe
+from training.recipes.wan import VideoSize, stage1
 from training.stages.ode_pairs import save_shard
 from training.wan import inputs as wan_inputs
 from training.wan import lora as wan_lora
@@ -196,10 +195,8 @@ def test_memory_and_disk(stage, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_states_that_are_there_need_no_more_disk(files: Files, tmp_path: Path) -> None:
-    recipe = WanDistilRecipe(
-        video=VideoSize(width=32, height=32, latent_frames=6), batch=2, steps=200, save_every=50,
-        weights=LossWeights(gamma=0.0),
-    )  # fmt: skip
+    video = VideoSize(width=32, height=32, latent_frames=6)
+    recipe = replace(stage1(), video=video, batch=2, steps=200, save_every=50)
     setup = wan_inputs.Setup(
         stage="stage1", recipe=recipe, out=tmp_path, embeddings=files.embeddings, generator=files.generator,
         teacher=files.teacher,

@@ -71,12 +71,8 @@ class LoraRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanOdePairsRecipe(OdePairsRecipe):
-    """Trajectories of the teacher.
-
-    The shift is 5 as in Causal-Forcing (Self-Forcing has 8): stored points then lie at the levels of the student's
-    step lists. 16,384 pairs are what Self-Forcing began with.
-    """
+class _AtWansSize:
+    """What every stage has."""
 
     video: VideoSize = field(default_factory=VideoSize)
     attention: str = "auto"
@@ -84,6 +80,21 @@ class WanOdePairsRecipe(OdePairsRecipe):
     PyTorch's own choice"""
     precision: str = "bf16"
     """of activations: bf16 or fp32"""
+
+    def _check_size(self) -> None:
+        require(self.attention in ATTENTION, "attention", f"must be one of {', '.join(ATTENTION)}", self.attention)
+        # Not auto: the memory of a run is known before the device is.
+        require(self.precision in PRECISIONS, "precision", f"must be one of {', '.join(PRECISIONS)}", self.precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanOdePairsRecipe(_AtWansSize, OdePairsRecipe):
+    """Trajectories of the teacher.
+
+    The shift is 5 as in Causal-Forcing (Self-Forcing has 8): stored points then lie at the levels of the student's
+    step lists. 16,384 pairs are what Self-Forcing began with.
+    """
+
     shards: int = 1024
     """files, each whole or absent"""
     pairs_a_shard: int = 16
@@ -98,26 +109,18 @@ class WanOdePairsRecipe(OdePairsRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.attention in ATTENTION, "attention", f"must be one of {', '.join(ATTENTION)}", self.attention)
+        self._check_size()
         _check_precision(self.weights_precision, self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanOdeInitRecipe(OdeInitRecipe):
+class WanOdeInitRecipe(_AtWansSize, OdeInitRecipe):
     """The causal student learns to jump from any stored point to the end; 3000 iterations, as in CausVid."""
 
-    video: VideoSize = field(default_factory=VideoSize)
-    attention: str = "auto"
-    """its kernels, of `diag_core.attention`: auto is FlashAttention 3 where it is installed and fits the GPU, else
-    PyTorch's own choice"""
-    precision: str = "bf16"
-    """of activations: bf16 or fp32"""
     batch: int = 64
     """videos of an update, on all GPUs together"""
     micro_batch: int = 1
-    """videos of a forward on one GPU, whose gradients add up to the batch's; 0 takes the GPU's share at once"""
     checkpointing: bool = True
-    """keep fewer activations and compute them again: less memory, a third more time"""
     sample_prompts: int = 4
     """prompts that are sampled then, those of the first trajectories"""
     limits: HealthLimits = field(default_factory=lambda: HealthLimits(patience=10))
@@ -125,34 +128,22 @@ class WanOdeInitRecipe(OdeInitRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.attention in ATTENTION, "attention", f"must be one of {', '.join(ATTENTION)}", self.attention)
-        require(self.micro_batch >= 0, "micro_batch", "must be 0 or more", self.micro_batch)
-        _no_auto(self.precision)
+        self._check_size()
         _check_chunks(self.video, self.chunk_frames)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanDistilRecipe(DistilRecipe):
+class WanDistilRecipe(_AtWansSize, DistilRecipe):
     """Distribution matching of the student's own rollouts, at Wan's size."""
 
-    video: VideoSize = field(default_factory=VideoSize)
-    attention: str = "auto"
-    """its kernels, of `diag_core.attention`: auto is FlashAttention 3 where it is installed and fits the GPU, else
-    PyTorch's own choice"""
-    precision: str = "bf16"
-    """of activations: bf16 or fp32"""
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     negative_prompt: str = WAN_NEGATIVE_PROMPT
     """what the real score's guidance leads away from; it must be among the embeddings"""
     regression_schedule: str = ""
-    """step lists with which the frozen student is sampled that regression terms compare with; empty for its own. All
-    else is as the generator's file says"""
     ema_start: int = 40
     """generator updates during which the average is a copy of the weights: 200 iterations, as published"""
     micro_batch: int = 1
-    """videos of a forward on one GPU, whose gradients add up to the batch's; 0 takes the GPU's share at once"""
     checkpointing: bool = True
-    """keep fewer activations and compute them again: less memory, a third more time"""
     weights_precision: str = "bf16"
     """of the weights of frozen models (real score, regression teacher, and what a LoRA is added to): bf16 or fp32;
     trained weights are float32"""
@@ -161,22 +152,15 @@ class WanDistilRecipe(DistilRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.attention in ATTENTION, "attention", f"must be one of {', '.join(ATTENTION)}", self.attention)
-        require(self.micro_batch >= 0, "micro_batch", "must be 0 or more", self.micro_batch)
+        self._check_size()
         _check_chunks(self.video, self.chunk_frames)
         _check_precision(self.weights_precision, self.precision)
 
 
 def _check_precision(weights: str, forwards: str) -> None:
     require(weights in PRECISIONS, "weights_precision", f"must be one of {', '.join(PRECISIONS)}", weights)
-    _no_auto(forwards)
     fits = weights == "fp32" or forwards == "bf16"
     require(fits, "weights_precision", "must be fp32 where precision is fp32", weights)
-
-
-def _no_auto(forwards: str) -> None:
-    """The memory of a run is known before the device is."""
-    require(forwards in PRECISIONS, "precision", f"must be one of {', '.join(PRECISIONS)}", forwards)
 
 
 def _check_chunks(video: VideoSize, chunk_frames: int) -> None:
