@@ -36,7 +36,7 @@ from training.stages.ode_init import OdeInit
 from training.stages.ode_pairs import OdePairs
 from training.stopping import Stopped
 from training.trainer import train
-from training.wan.gallery import sample_latents
+from training.wan.gallery import sample_prompts
 from training.wan.loading import load_model
 
 WAN = WanConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, in_dim=4, out_dim=4, freq_dim=16, text_dim=8, text_len=5)
@@ -219,7 +219,7 @@ def sampled(folder: Path) -> None:
     for name, own in (("whole", whole), ("split", split)):
         forwards: list[object] = []
         own.register_forward_hook(lambda *given, ran=forwards: ran.append(None))
-        latents = sample_latents(own, settings, ["a", "bb", "ccc"], Embedded(), video)  # type: ignore[arg-type]
+        latents = sample_prompts(own, settings, ["a", "bb", "ccc"], Embedded(), video)  # type: ignore[arg-type]
         if distributed.is_main():
             save_tensors(folder / f"{name}.safetensors", {"latents": latents}, {"forwards": len(forwards)})
 

@@ -11,7 +11,7 @@ import torch
 from diag_core import WanConfig, WanDiT
 from diag_core.checkpoint import CheckpointSettings, save_dit
 from training.precision import autocast, flow_of, precision_of
-from training.stages.flow_matching import sample
+from training.sampling import sample_whole
 from training.stages.scoring import load_for_sampling
 
 CONFIG = WanConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=1, text_len=32)
@@ -58,5 +58,5 @@ def test_a_teacher_is_sampled_in_what_the_device_is_quick_in(quick: bool, tmp_pa
     assert stored.dtype == (torch.bfloat16 if quick else torch.float32)
     levels = settings.diagonal_schedule().sigmas(0)
     for model in (stored, WanDiT(CONFIG)):
-        used = linear_dtype(model, lambda m=model: sample(m, LATENTS, CONTEXT, CONTEXT[:1], levels, cfg=3.0))
+        used = linear_dtype(model, lambda m=model: sample_whole(m, LATENTS, CONTEXT, CONTEXT[:1], levels, cfg=3.0))
         assert used == (torch.bfloat16 if quick else torch.float32)

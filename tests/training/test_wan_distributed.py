@@ -75,6 +75,18 @@ def test_results_are_those_of_one_process(folder: Path, name: str) -> None:
         torch.testing.assert_close(two[key], tensor, atol=close, rtol=close)
 
 
+def test_the_critic_that_is_handed_on_is_that_of_one_process(folder: Path) -> None:
+    one, two = (load_file(folder / number / "stage1.critic.safetensors") for number in ("one", "two"))
+    assert one.keys() == two.keys()
+    begun = {name: tensor.bfloat16() for name, tensor in random_dit().state_dict().items()}
+
+    def differing(weights: dict[str, torch.Tensor]) -> float:
+        """Share of them, for what is as good as equal may round to two numbers in bfloat16."""
+        return float(torch.cat([(weights[name] != one[name]).flatten() for name in one]).float().mean())
+
+    assert differing(two) < 0.01 < 0.2 < differing(begun)
+
+
 @pytest.mark.parametrize("stage", ["ode_init", "stage1", "stage2"])
 def test_logs_and_samples_are_those_of_one_process(folder: Path, stage: str) -> None:
     one, two = (read_log(folder / number / stage) for number in ("one", "two"))

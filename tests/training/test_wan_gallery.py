@@ -26,7 +26,7 @@ def test_the_teachers_videos_are_the_ends_of_trajectories_and_fill_no_cache(monk
     monkeypatch.setattr(KVCache, "_allocate", allocate)
     own, video = model(0), VideoSize(width=32, height=32, latent_frames=SHAPE[1])
     settings = replace(PRESETS["wan"], schedule="6")
-    latents = gallery.sample_latents(own, settings, ["a", "bb"], Embedded(), video)  # type: ignore[arg-type]
+    latents = gallery.sample_prompts(own, settings, ["a", "bb"], Embedded(), video)  # type: ignore[arg-type]
     half = sampling_precision(own).itemsize == 2
     recipe = OdePairsRecipe(
         steps=6, shift=settings.shift, cfg=settings.cfg, points=(1000.0,), precision="bf16" if half else "fp32"

@@ -115,6 +115,32 @@ def test_any_layout_goes_all_the_way_and_gives_the_same(world: World, tmp_path: 
     export_and_generate(world, tmp_path, tmp_path / "student.safetensors")
 
 
+def test_stage_2_goes_on_with_the_critic_of_stage_1(world: World, tmp_path: Path, capsys) -> None:
+    critic, teacher = world.out / "stage1.critic.safetensors", world.layouts["original"]
+    loaded, begun = load_dit(critic), load_dit(teacher)
+    assert loaded.config == begun.config and loaded.model.dtype == torch.bfloat16
+    before = {name: tensor.bfloat16() for name, tensor in begun.model.state_dict().items()}
+    assert any(not torch.equal(before[name], tensor) for name, tensor in loaded.model.state_dict().items())
+    assert not (world.out / "stage2.critic.safetensors").exists()
+
+    def named(*more: str, stage: str = "stage2") -> str:
+        assert world.stage(stage, world.out / "stage1.safetensors", "--dry-run", *more, out=tmp_path) == 0
+        return next(line for line in capsys.readouterr().out.splitlines() if "critic: " in line)
+
+    assert str(critic) in named() and str(teacher) in named("--critic", str(teacher))
+    assert "begins as the teacher" in named(stage="stage1")
+
+    def student(*more: str) -> dict[str, torch.Tensor]:
+        out = tmp_path / str(len(more))
+        fields = ["steps=1", "learning_rate=1e-3"]
+        assert world.stage("stage2", world.out / "stage1.safetensors", *fields, *more, out=out) == 0
+        return load_file(out / "stage2.safetensors")
+
+    own, same, other = student(), student("--critic", str(critic)), student("--critic", str(teacher), "ema=0.99")
+    assert all(torch.equal(own[name], same[name]) for name in own)
+    assert any(not torch.equal(own[name], other[name]) for name in own)
+
+
 def test_stage2_straight_from_longlive(world: World, tmp_path: Path) -> None:
     shutil.copy(world.layouts["longlive"], base := tmp_path / "longlive_base.pt")  # known by its name
     assert world.stage("stage2", base, "steps=1", out=tmp_path) == 0

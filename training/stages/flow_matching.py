@@ -16,7 +16,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,15 +26,14 @@ import torch
 from torch import Tensor
 
 from diag_core import WanDiT
-from diag_core.denoising import denoise_chunk
 from diag_core.noise_schedule import add_noise, shift_sigma
 
-from ..compilation import Forward, forward_of
+from ..compilation import forward_of
 from ..data.latents import LatentSet
 from ..ema import EMA
 from ..io import load_state, save_state
 from ..logbook import Logbook
-from ..precision import autocast, guided_flow, sampling_precision
+from ..precision import autocast
 from ..recipes.teacher import FlowMatchingRecipe
 
 log = logging.getLogger(__name__)
@@ -116,39 +115,6 @@ def flow_matching_loss(
     with autocast(latents.device):
         flow = model(noisy, 1000 * sigma_B, context, frame_positions=frame_positions)
     return (flow.float() - (noise - latents)).square().mean()
-
-
-@torch.no_grad()
-def sample(
-    model: WanDiT,
-    noise: Tensor,
-    context: Tensor,
-    negative: Tensor,
-    sigmas: Sequence[float],
-    *,
-    cfg: float,
-    forward: Forward | None = None,
-) -> Tensor:
-    """Videos [B,C,F,H,W] of a bidirectional model, by Euler steps with classifier-free guidance.
-
-    Float32 weights are run in autocast, others as they are.
-
-    Args:
-        forward: the model's, compiled; its own where left out.
-        noise: [B,C,F,H,W], float32 on the model's device.
-        negative: [1,L,text_dim], the same for all samples.
-        sigmas: descending, without the final 0.
-    """
-    precision = sampling_precision(model)
-
-    def predict(x: Tensor, sigma: float) -> Tensor:
-        return guided_flow(model if forward is None else forward, x, sigma, context, negative, cfg, precision=precision)
-
-    return denoise_chunk(predict, noise, sigmas, step="euler", renoise=_none)
-
-
-def _none(step: int) -> Tensor:
-    raise AssertionError("Euler steps add no noise")
 
 
 def learning_rate(recipe: FlowMatchingRecipe, step: int) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diag_core import SeededNoise, generate
+from diag_core import SeededNoise
 from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint, load_dit
 from diag_core.demo_text import DemoTextEncoder
 from diag_core.geometry import latent_frames, latent_size
@@ -24,8 +24,9 @@ from ..data.prompts import held_out_scenes
 from ..evaluate import Sampler, evaluate_videos
 from ..evaluate import compare as compare_samplers
 from ..io import save_json
-from ..precision import half_is_quick, sampling_autocast
-from . import autoencoder, flow_matching
+from ..precision import half_is_quick
+from ..sampling import sample_latents
+from . import autoencoder
 
 log = logging.getLogger(__name__)
 
@@ -41,55 +42,28 @@ def sampler_of(
     *,
     compiled: bool = False,
 ) -> Sampler:
-    """Prompts and a seed -> pixels, as a user of the checkpoint would sample them: chunk by chunk, or, of a
-    bidirectional one, the whole video at once. Float32 weights are run in autocast, others as they are.
+    """Prompts and a seed -> pixels, as a user of the checkpoint would sample them (`sample_latents`).
 
     Args:
         compiled: fuse small operations with torch.compile, of a bidirectional one.
 
-    Raises ValueError for a bidirectional one that is to be sampled in other steps than Euler's, and for a causal one
-    that is to be compiled."""
+    Raises:
+        ValueError: a causal one is to be compiled.
+    """
     if compiled and settings.causal:
         raise ValueError(
             "a causal checkpoint is not compiled, for its forwards see a cache that grows: leave --compiled out"
         )
-    if not settings.causal and settings.step != "euler":
-        raise ValueError(f"a bidirectional checkpoint is sampled with step 'euler', its settings say {settings.step!r}")
     encoder = DemoTextEncoder(checkpoint.config.text_len, checkpoint.config.text_dim)
     height, width = latent_size(data.size, data.size)
-    frames = latent_frames(data.num_pixel_frames)
-    model, schedule = checkpoint.model, settings.diagonal_schedule()
+    shape = (checkpoint.config.in_dim, latent_frames(data.num_pixel_frames), height, width)
+    model = checkpoint.model
     forward = forward_of(model, compiled=compiled)
-
-    def in_chunks(context: Tensor, negative: Tensor, noise: SeededNoise) -> Tensor:
-        with sampling_autocast(model):
-            return generate(
-                model,
-                context,
-                schedule,
-                noise=noise,
-                num_latent_frames=frames,
-                height=height,
-                width=width,
-                cache=settings.cache(),
-                policy=settings.policy(),
-                chunk_frames=settings.chunk_frames,
-                step=settings.step,
-                cfg=settings.cfg,
-                negative=negative.expand_as(context),
-            )
-
-    def whole(context: Tensor, negative: Tensor, noise: SeededNoise) -> Tensor:
-        shape = (len(context), checkpoint.config.in_dim, frames, height, width)
-        start = noise.initial(0, shape).to(model.device)
-        return flow_matching.sample(
-            model, start, context, negative, schedule.sigmas(0), cfg=settings.cfg, forward=forward
-        )
 
     def sample(prompts: list[str], seed: int) -> Tensor:
         context, negative = (encoder.encode(texts).to(model.device) for texts in (prompts, [settings.negative_prompt]))
         with torch.no_grad():
-            latents = (in_chunks if settings.causal else whole)(context, negative, SeededNoise(seed))
+            latents = sample_latents(model, settings, context, negative, SeededNoise(seed), shape, forward=forward)
             return vae.decode(latents.to(next(vae.parameters()).device)).float().cpu()
 
     return sample

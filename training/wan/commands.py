@@ -66,7 +66,11 @@ def _add_stage(command: argparse.ArgumentParser) -> None:
     group.add_argument("--generator", type=Path, metavar="FILE", help="the student to begin with: any Wan checkpoint")
     group.add_argument("--generator-lora", type=Path, metavar="FILE", help="a LoRA to merge into it first")
     group.add_argument("--teacher", type=Path, metavar="FILE", help="bidirectional Wan 2.1, 1.3B or 14B")
-    group.add_argument("--critic", type=Path, metavar="FILE", help="what the critic begins as (default: the teacher)")
+    group.add_argument(
+        "--critic", type=Path, metavar="FILE",
+        help="what the critic begins as (default: in stage2 the one that stage1 left beside the generator, else the "
+        "teacher)",
+    )  # fmt: skip
     group.add_argument("--embeddings", type=Path, metavar="FOLDER", help="of `embed`")
     group.add_argument("--pairs", type=Path, metavar="FOLDER", help="ODE pairs (default: ode_pairs in --out)")
     group.add_argument("--vae", type=Path, metavar="FILE", help="Wan VAE or TAEHV: makes and judges sample videos")

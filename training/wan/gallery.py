@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diag_core import SeededNoise, WanDiT, generate
+from diag_core import SeededNoise, WanDiT
 from diag_core.checkpoint import CheckpointSettings
 from diag_core.cli.models import load_vae
 
@@ -22,30 +22,26 @@ from ..distributed import agreement, from_main, is_main, rank, to_main, world_si
 from ..ema import EMA
 from ..io import save_json
 from ..metrics import pixel_health
-from ..precision import sampling_autocast
 from ..recipes.wan import VideoSize
-from ..stages import flow_matching
+from ..sampling import sample_latents
 from ..videos import save_videos
 from .embeddings import Embeddings
 
-Shape = tuple[int, int, int, int]
-"""(C,F,H,W)"""
 _SEED = 30_000
 
 
-@torch.no_grad()
-def sample_latents(
+def sample_prompts(
     model: WanDiT, settings: CheckpointSettings, prompts: Sequence[str], embeddings: Embeddings, video: VideoSize
 ) -> Tensor:
     """Videos of prompts that are embedded, sampled as `settings` say: [N,C,F,H,W] on the CPU of process 0, nothing on
     the others. The processes share the prompts, one at a time: the longest forward of a bidirectional model is that of
     a whole video."""
-    sample, made = _in_chunks if settings.causal else _whole, list[Tensor]()
+    made, shape = list[Tensor](), video.shape(model.config.in_dim)
     for first in range(0, len(prompts), world_size()):
         # None can run a sharded model without the others: those beyond the last prompt repeat it.
         i = min(first + rank(), len(prompts) - 1)
         context, negative = (embeddings.encode([text]).to(model.device) for text in (prompts[i], embeddings.negative))
-        latents = sample(model, settings, context, negative, SeededNoise(_SEED + i), video.shape(model.config.in_dim))
+        latents = sample_latents(model, settings, context, negative, SeededNoise(_SEED + i), shape)
         made += to_main(latents.cpu())
     return torch.cat(made[: len(prompts)]) if is_main() else torch.empty(0)
 
@@ -97,7 +93,7 @@ class WanGallery:
     def sample(self) -> tuple[Tensor, dict[str, float]]:
         """Pixels [N,3,T,H,W] of the student, on process 0 (no videos on the others), and their health."""
         with self.ema.applied_to(self.model):
-            latents = sample_latents(self.model, self.settings, self.prompts, self.embeddings, self.video)
+            latents = sample_prompts(self.model, self.settings, self.prompts, self.embeddings, self.video)
         return self._judged(latents)
 
     @torch.no_grad()
@@ -114,35 +110,3 @@ class WanGallery:
         pixels = torch.cat([self.vae.decode(video.to(parameter)).float().cpu() for video in latents.split(1)])
         self.vae.to("cpu")
         return pixels
-
-
-def _in_chunks(
-    model: WanDiT, settings: CheckpointSettings, context: Tensor, negative: Tensor, noise: SeededNoise, shape: Shape
-) -> Tensor:
-    _, frames, height, width = shape
-    with sampling_autocast(model):
-        return generate(
-            model,
-            context,
-            settings.diagonal_schedule(),
-            noise=noise,
-            num_latent_frames=frames,
-            height=height,
-            width=width,
-            cache=settings.cache(),
-            policy=settings.policy(),
-            chunk_frames=settings.chunk_frames,
-            step=settings.step,
-            cfg=settings.cfg,
-            negative=negative,
-        )
-
-
-def _whole(
-    model: WanDiT, settings: CheckpointSettings, context: Tensor, negative: Tensor, noise: SeededNoise, shape: Shape
-) -> Tensor:
-    """Without a cache, which nothing would read: those of a 14B model's two branches are 50 GiB."""
-    start = noise.initial(0, (1, *shape)).to(model.device)
-    return flow_matching.sample(
-        model, start, context, negative, settings.diagonal_schedule().sigmas(0), cfg=settings.cfg
-    )

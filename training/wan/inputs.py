@@ -45,7 +45,7 @@ class Setup:
     """merged into it"""
     teacher: Path | None = None
     critic: Path | None = None
-    """what the critic begins as; the teacher where None"""
+    """what the critic begins as; where None, `critic_begins_as` tells"""
     pairs: Path | None = None
     """of ODE pairs; in `out` where None"""
     vae: Path | None = None
@@ -68,11 +68,29 @@ class Setup:
         return self.folder.with_suffix(".safetensors")
 
     @property
+    def critic_result(self) -> Path | None:
+        """Where stage 1 leaves its critic, for stage 2 to go on with."""
+        return critic_path(self.result) if self.stage == "stage1" else None
+
+    @property
+    def critic_begins_as(self) -> Path | None:
+        """The file asked for, or in stage 2 the one that stage 1 left beside its student; None: the teacher."""
+        if self.critic is not None or self.stage != "stage2" or self.generator is None:
+            return self.critic
+        beside = critic_path(self.generator)
+        return beside if beside.exists() else None
+
+    @property
     def videos(self) -> int:
         """On a GPU at a time."""
         if isinstance(self.recipe, WanOdePairsRecipe):
             return self.recipe.batch
         return self.recipe.micro_batch or -(-self.recipe.batch // self.gpus)
+
+
+def critic_path(student: Path) -> Path:
+    """Where the critic that a student was trained against lies: beside it."""
+    return student.with_suffix(".critic.safetensors")
 
 
 @dataclass
@@ -224,8 +242,8 @@ def _open_model(inputs: Inputs, role: str, path: Path | None, lora: Path | None 
 
 
 def _open_critic(inputs: Inputs, setup: Setup) -> None:
-    if setup.critic is not None:
-        _open_model(inputs, "critic", setup.critic)
+    if (critic := setup.critic_begins_as) is not None:
+        _open_model(inputs, "critic", critic)
         return
     teacher, generator = inputs.headers.get("teacher"), inputs.headers.get("generator")
     if teacher is None or generator is None:
@@ -385,7 +403,10 @@ def _disk(inputs: Inputs, setup: Setup) -> dict[str, int]:
             state = frozen * count + (frozen if recipe.lora.critic else 12) * parameters(configs["critic"])
             lora = lora_parameters(configs["generator"], recipe.lora)
             state, result = state + 16 * lora, result + lora  # which is written merged, and alone
-    return {"saved states": max(0, _states_to_come(setup) * state - _half_written(setup)), "the result": 4 * result}
+    needed = {"saved states": max(0, _states_to_come(setup) * state - _half_written(setup)), "the result": 4 * result}
+    if setup.critic_result is not None and "critic" in configs:
+        needed["its critic"] = 2 * parameters(configs["critic"])
+    return needed
 
 
 def _states_to_come(setup: Setup) -> int:

@@ -2,10 +2,11 @@
 
     ode-pairs  ode_pairs/pairs_*.safetensors
     ode-init   ode_init.safetensors
-    stage1     stage1.safetensors
+    stage1     stage1.safetensors, stage1.critic.safetensors
     stage2     stage2.safetensors
 
-A result has the averaged weights in float32 and says how they are sampled. What was interrupted goes on; what is there
+A result has the averaged weights in float32 and says how they are sampled; stage 1's critic, in bfloat16, is what stage
+2 goes on with. What was interrupted goes on; what is there
 is not made again. Beside each result is the folder of the stage's state, log and samples.
 """
 
@@ -35,7 +36,7 @@ from ..stages.distil import Distil
 from ..stages.ode_init import OdeInit
 from ..stages.ode_pairs import make_pairs
 from ..trainer import Task, train
-from .gallery import WanGallery, sample_latents
+from .gallery import WanGallery, sample_prompts
 from .inputs import Inputs, Setup, fingerprint
 from .loading import load_model
 from .lora import lora_path, lora_tensors, merged, require_peft, save_lora
@@ -178,7 +179,7 @@ def _distil(recipe: WanDistilRecipe, setup: Setup, inputs: Inputs, device: torch
     roles = Roles(
         generator=trained(generator, lora, recipe.seed, setup.generator_lora),
         real_score=real_score.model,
-        fake_score=trained(setup.critic or teacher, lora if recipe.lora.critic else None, recipe.seed + 1),
+        fake_score=trained(setup.critic_begins_as or teacher, lora if recipe.lora.critic else None, recipe.seed + 1),
         regression=frozen(generator, setup.generator_lora) if recipe.weights.needs_teacher_rollout else None,
     )
     task = Distil(
@@ -192,9 +193,9 @@ def _distil(recipe: WanDistilRecipe, setup: Setup, inputs: Inputs, device: torch
 
     def teachers() -> Tensor:
         log.info("%s: sampling %d videos of the teacher, to compare with", setup.stage, len(prompts))
-        return sample_latents(real_score.model, teacher_sampled_as(real_score), prompts, embeddings, recipe.video)
+        return sample_prompts(real_score.model, teacher_sampled_as(real_score), prompts, embeddings, recipe.video)
 
-    _train(setup, inputs, task, roles.generator, task.ema, Looks(prompts, teachers), device, lora)
+    _train(setup, inputs, task, roles.generator, task.ema, Looks(prompts, teachers), device, lora, roles.fake_score)
 
 
 def _train(
@@ -206,6 +207,7 @@ def _train(
     looks: Looks,
     device: torch.device,
     lora: LoraRecipe | None = None,
+    critic: WanDiT | None = None,
 ) -> None:
     recipe, settings = setup.recipe, sampled_as(setup)
     assert not isinstance(recipe, WanOdePairsRecipe) and inputs.embeddings is not None
@@ -216,6 +218,8 @@ def _train(
             embeddings=inputs.embeddings, video=recipe.video, folder=setup.folder, device=device,
         )  # fmt: skip
     train(setup.stage, task, recipe, setup.folder, gallery=gallery)
+    if critic is not None and setup.critic_result is not None:
+        _save_critic(setup.critic_result, critic, lora)
     # The average may be of what is trained alone; what is not is the model's own.
     weights = {} if lora is None else gathered(_plain(model.state_dict()))
     weights |= gathered(_plain(ema.state_dict()))
@@ -229,6 +233,15 @@ def _train(
             log.info("%s: %s is written", setup.stage, setup.result)
 
 
+def _save_critic(path: Path, critic: WanDiT, lora: LoraRecipe | None) -> None:
+    """Before the result, for with that the stage is finished. All processes call it."""
+    weights = gathered(_plain(critic.state_dict()))
+    with agreement():
+        if is_main():
+            whole = merged(weights, lora) if lora is not None and lora.critic else weights
+            save_dit(path, whole, critic.config, None, dtype=torch.bfloat16)
+
+
 def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {strip_wrappers(name): tensor for name, tensor in weights.items()}
 
@@ -237,7 +250,7 @@ def _identities(setup: Setup, inputs: Inputs) -> dict[str, str]:
     """What the stage is made from, whatever its path."""
     files = {
         "generator": setup.generator, "generator-lora": setup.generator_lora, "teacher": setup.teacher,
-        "critic": setup.critic,
+        "critic": setup.critic_begins_as,
     }  # fmt: skip
     used = {name: fingerprint(path) for name, path in files.items() if path is not None}
     if setup.embeddings is not None:
