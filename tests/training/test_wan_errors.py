@@ -19,9 +19,11 @@ from diag_core.checkpoint import PRESETS, save_dit
 from training.__main__ import main
 from training.recipes.wan import VideoSize, stage1
 from training.stages.ode_pairs import save_shard
-from training.wan import inputs as wan_inputs
 from training.wan import lora as wan_lora
+from training.wan import room
+from training.wan.inputs import examine
 from training.wan.prompts import read_prompts
+from training.wan.setup import Setup
 
 SMALL = ("video.width=32", "video.height=32", "video.latent_frames=6", "batch=2", "steps=1")
 pytestmark = pytest.mark.filterwarnings("ignore:ComfyUI will misread")
@@ -189,7 +191,7 @@ def test_memory_and_disk(stage, monkeypatch: pytest.MonkeyPatch) -> None:
     told = stage("stage1", "--gpu-memory", "0.001", "checkpointing=false")
     assert "too little GPU memory: about" in told and "checkpointing=true, lora.rank=64, more GPUs" in told
     usage = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(wan_inputs.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage)
     told = stage("stage1")
     assert "saved states" in told and "0.0 GB are free. Free some space" in told
 
@@ -197,7 +199,7 @@ def test_memory_and_disk(stage, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_states_that_are_there_need_no_more_disk(files: Files, tmp_path: Path) -> None:
     video = VideoSize(width=32, height=32, latent_frames=6)
     recipe = replace(stage1(), video=video, batch=2, steps=200, save_every=50)
-    setup = wan_inputs.Setup(
+    setup = Setup(
         stage="stage1", recipe=recipe, out=tmp_path, embeddings=files.embeddings, generator=files.generator,
         teacher=files.teacher,
     )  # fmt: skip
@@ -205,7 +207,7 @@ def test_states_that_are_there_need_no_more_disk(files: Files, tmp_path: Path) -
     states = setup.folder / "checkpoints"
 
     def needed(steps: int = 200) -> int:
-        inputs = wan_inputs.examine(replace(setup, recipe=replace(recipe, steps=steps)))
+        inputs = examine(replace(setup, recipe=replace(recipe, steps=steps)))
         assert not inputs.wrong
         return inputs.needed["saved states"]
 
@@ -219,7 +221,7 @@ def test_states_that_are_there_need_no_more_disk(files: Files, tmp_path: Path) -
     (states / ".step_000150.part" / "__0_0.distcp").write_bytes(bytes(1000))
     assert needed() == state - 1000
     setup.result.write_bytes(b"")
-    assert wan_inputs.examine(setup).needed == {}
+    assert examine(setup).needed == {}
 
 
 def test_peft_is_asked_for_before_anything_is_loaded(stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,11 @@ from ..recipes.wan import RECIPES, WanOdePairsRecipe, WanRecipe
 from . import stages
 from .embeddings import make_embeddings
 from .export import DTYPES, export
-from .inputs import Setup, examine
+from .inputs import examine
 from .memory import GIB
 from .prompts import read_prompts
 from .report import lines
+from .setup import Setup
 
 TFLOPS = 300.0
 """of an H100 in bf16 training, where --tflops does not say otherwise: 30% of its peak, a guess"""

@@ -3,109 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from diag_core.attention import attention_backend
-from diag_core.checkpoint import CheckpointHeader, read_header
+from diag_core.checkpoint import read_header
 from diag_core.state_dict import CheckpointError
 from diag_core.vae import vae_from_state_dict
 from diag_core.weights import open_weights
 
 from ..boards import require_wandb
-from ..checkpoint import KEPT, saved
 from ..compilation import require_compiler
 from ..recipes.distillation import LoopRecipe
-from ..recipes.wan import WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe, WanRecipe
+from ..recipes.wan import WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe
 from ..stages.ode_pairs import missing_shards, shard_name
-from ..trainer import STATES
 from .embeddings import EmbeddingError, Embeddings
-from .memory import GIB, Memory, distil_memory, init_memory, lora_parameters, pairs_memory, parameters
 from .pairs import PairError, PairsOnDisk
-from .work import DistilWork
+from .room import check_disk, check_memory
+from .setup import Inputs, Setup
 
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """A stage as asked for."""
-
-    stage: str
-    recipe: WanRecipe
-    out: Path
-    embeddings: Path | None
-    generator: Path | None = None
-    """the student to begin with"""
-    generator_lora: Path | None = None
-    """merged into it"""
-    teacher: Path | None = None
-    critic: Path | None = None
-    """what the critic begins as; where None, `critic_begins_as` tells"""
-    pairs: Path | None = None
-    """of ODE pairs; in `out` where None"""
-    vae: Path | None = None
-    """for sample videos"""
-    gpus: int = 1
-    gpu_memory: float | None = None
-    """bytes of each GPU; None: not known, not checked"""
-
-    @property
-    def pairs_folder(self) -> Path:
-        return self.pairs or self.out / "ode_pairs"
-
-    @property
-    def folder(self) -> Path:
-        """Of the stage's own state, log and samples."""
-        return self.out / self.stage.replace("-", "_")
-
-    @property
-    def result(self) -> Path:
-        return self.folder.with_suffix(".safetensors")
-
-    @property
-    def critic_result(self) -> Path | None:
-        """Where stage 1 leaves its critic, for stage 2 to go on with."""
-        return critic_path(self.result) if self.stage == "stage1" else None
-
-    @property
-    def critic_begins_as(self) -> Path | None:
-        """The file asked for, or in stage 2 the one that stage 1 left beside its student; None: the teacher."""
-        if self.critic is not None or self.stage != "stage2" or self.generator is None:
-            return self.critic
-        beside = critic_path(self.generator)
-        return beside if beside.exists() else None
-
-    @property
-    def videos(self) -> int:
-        """On a GPU at a time."""
-        if isinstance(self.recipe, WanOdePairsRecipe):
-            return self.recipe.batch
-        return self.recipe.micro_batch or -(-self.recipe.batch // self.gpus)
-
-
-def critic_path(student: Path) -> Path:
-    """Where the critic that a student was trained against lies: beside it."""
-    return student.with_suffix(".critic.safetensors")
-
-
-@dataclass
-class Inputs:
-    """What was found; `wrong` has what stops the stage, each with what to do."""
-
-    headers: dict[str, CheckpointHeader] = field(default_factory=dict)
-    """by role: generator, teacher, critic"""
-    embeddings: Embeddings | None = None
-    pairs: PairsOnDisk | None = None
-    found: list[str] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    memory: Memory | None = None
-    needed: dict[str, int] = field(default_factory=dict)
-    """bytes on disk"""
 
 
 def examine(setup: Setup) -> Inputs:
@@ -141,8 +59,8 @@ def examine(setup: Setup) -> Inputs:
             require_wandb()
         except ValueError as error:
             inputs.wrong.append(str(error))
-    _check_memory(inputs, setup)
-    _check_disk(inputs, setup)
+    check_memory(inputs, setup)
+    check_disk(inputs, setup)
     return inputs
 
 
@@ -195,15 +113,6 @@ def _check_regression(inputs: Inputs, setup: Setup) -> None:
             f"--generator {setup.generator} makes chunks of {header.settings.chunk_frames} latent frames: give "
             "video.latent_frames a multiple of that"
         )
-
-
-def distil_work(setup: Setup, inputs: Inputs) -> DistilWork:
-    assert isinstance(setup.recipe, WanDistilRecipe)
-    generator, critic, teacher = (inputs.headers[role].config for role in ("generator", "critic", "teacher"))
-    return DistilWork(
-        recipe=setup.recipe, generator=generator, critic=critic, real_score=teacher,
-        regression=inputs.headers["generator"].settings,
-    )  # fmt: skip
 
 
 def fingerprint(path: Path) -> str:
@@ -332,93 +241,3 @@ def _open_pairs(inputs: Inputs, setup: Setup) -> None:
                 f"{inputs.embeddings.folder} has no embedding of {len(set(unknown))} prompts of the pairs, such as "
                 f"{unknown[0][:60]!r}. Give the embeddings that the pairs were made with"
             )
-
-
-def _check_memory(inputs: Inputs, setup: Setup) -> None:
-    recipe, configs = setup.recipe, {role: header.config for role, header in inputs.headers.items()}
-    if isinstance(recipe, WanOdePairsRecipe) and "teacher" in configs:
-        inputs.memory = pairs_memory(recipe, configs["teacher"], gpus=setup.gpus)
-    elif isinstance(recipe, WanOdeInitRecipe) and "generator" in configs:
-        inputs.memory = init_memory(recipe, configs["generator"], gpus=setup.gpus, videos=setup.videos)
-    elif isinstance(recipe, WanDistilRecipe) and len(configs) == 3:
-        inputs.memory = distil_memory(distil_work(setup, inputs), gpus=setup.gpus, videos=setup.videos)
-    if inputs.memory is not None and setup.gpu_memory is not None and inputs.memory.total > setup.gpu_memory:
-        inputs.wrong.append(
-            f"too little GPU memory: about {inputs.memory.total / GIB:.0f} GiB are needed on each GPU and "
-            f"{setup.gpu_memory / GIB:.0f} GiB are there. {_advice(recipe, setup)}"
-        )
-
-
-def _advice(recipe: WanRecipe, setup: Setup) -> str:
-    ways = []
-    if isinstance(recipe, WanOdePairsRecipe):
-        ways = ["batch=1"] if recipe.batch > 1 else ["weights_precision=bf16"]
-        ways += [] if recipe.sharded else ["sharded=true on several GPUs"]
-    else:
-        if setup.videos > 1:
-            ways.append("micro_batch=1")
-        ways += [] if recipe.checkpointing else ["checkpointing=true"]
-        if isinstance(recipe, WanDistilRecipe):
-            ways += [] if recipe.lora.rank else ["lora.rank=64"]
-        ways += ["more GPUs", "a smaller video (video.width, video.height, video.latent_frames)"]
-    return f"Ways: {', '.join(ways)}"
-
-
-def _check_disk(inputs: Inputs, setup: Setup) -> None:
-    inputs.needed = _disk(inputs, setup)
-    there = setup.out.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        inputs.wrong.append(f"--out {setup.out}: {there} is no folder that can be written to. Choose another one")
-        return
-    needed, free = sum(inputs.needed.values()), shutil.disk_usage(there).free
-    if needed > free:
-        what = ", ".join(f"{name} {count / 1e9:.1f} GB" for name, count in inputs.needed.items())
-        inputs.wrong.append(
-            f"--out {setup.out}: {what} are needed on disk and {free / 1e9:.1f} GB are free. Free some space, or "
-            "choose a folder on another disk"
-        )
-
-
-def _disk(inputs: Inputs, setup: Setup) -> dict[str, int]:
-    """Bytes that the stage will write, beside what is there already."""
-    recipe, configs = setup.recipe, {role: header.config for role, header in inputs.headers.items()}
-    if isinstance(recipe, WanOdePairsRecipe):
-        if "teacher" not in configs:
-            return {}
-        channels, frames, height, width = recipe.video.shape(configs["teacher"].in_dim)
-        pair = 2 * (len(recipe.points) + 1) * channels * frames * height * width
-        done = len(list(setup.pairs_folder.glob("pairs_*.safetensors")))
-        return {"pairs": pair * recipe.pairs_a_shard * max(0, recipe.shards - done)}
-    if "generator" not in configs or setup.result.exists():
-        return {}
-    count = result = parameters(configs["generator"])
-    # Of each weight: itself, two moments, average.
-    state = 16 * count
-    if isinstance(recipe, WanDistilRecipe) and "critic" in configs:
-        state += 12 * parameters(configs["critic"])
-        if recipe.lora.rank:
-            frozen = 2 if recipe.weights_precision == "bf16" else 4
-            state = frozen * count + (frozen if recipe.lora.critic else 12) * parameters(configs["critic"])
-            lora = lora_parameters(configs["generator"], recipe.lora)
-            state, result = state + 16 * lora, result + lora  # which is written merged, and alone
-    needed = {"saved states": max(0, _states_to_come(setup) * state - _half_written(setup)), "the result": 4 * result}
-    if setup.critic_result is not None and "critic" in configs:
-        needed["its critic"] = 2 * parameters(configs["critic"])
-    return needed
-
-
-def _states_to_come(setup: Setup) -> int:
-    """By how many states the folder will grow: to those that are kept, and one written before the oldest goes."""
-    assert isinstance(setup.recipe, LoopRecipe)
-    there = saved(setup.folder / STATES)
-    steps, every = setup.recipe.steps, setup.recipe.save_every
-    done = max((step for step in there if step <= steps), default=0)
-    left = -(-steps // every) - done // every if done < steps else 0
-    return min(left, max(1, KEPT + 1 - len(there)))
-
-
-def _half_written(setup: Setup) -> int:
-    """Bytes of a state that a kill cut short; it is deleted before anything is written."""
-    return sum(file.stat().st_size for file in (setup.folder / STATES).glob(".*.part/*"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..recipes.wan import WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe
-from .inputs import Inputs, Setup, distil_work
 from .memory import GIB, HEADROOM
+from .setup import Inputs, Setup, distil_work
 from .work import init_work, pair_work
 
 TERA = 1e12

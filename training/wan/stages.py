@@ -37,9 +37,10 @@ from ..stages.ode_init import OdeInit
 from ..stages.ode_pairs import make_pairs
 from ..trainer import Task, train
 from .gallery import WanGallery, sample_prompts
-from .inputs import Inputs, Setup, fingerprint
+from .inputs import fingerprint
 from .loading import load_model
 from .lora import lora_path, lora_tensors, merged, require_peft, save_lora
+from .setup import Inputs, Setup
 
 log = logging.getLogger(__name__)
 
