@@ -9,7 +9,6 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 WIDTH = 110
@@ -44,7 +43,6 @@ def listing(recipe: Any) -> str:
     return "\n".join(lines)
 
 
-@lru_cache
 def documentation(kind: type) -> dict[str, str]:
     """Field -> the string under it, of a class and its parents; the youngest one that says something counts."""
     found: dict[str, str] = {}

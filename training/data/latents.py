@@ -94,7 +94,7 @@ def indices_to_scenes(indices_N13: torch.Tensor) -> list[Scene]:
     for ground, *rest in indices_N13.tolist():
         parts = [rest[: len(_VALUES)], rest[len(_VALUES) :]]
         movers = [
-            Mover(**{name: values[i] for (name, values), i in zip(_VALUES.items(), part, strict=True)})  # type: ignore[arg-type]
+            Mover(**{name: values[i] for (name, values), i in zip(_VALUES.items(), part, strict=True)})
             for part in parts
             if part[0] != _ABSENT
         ]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -215,7 +216,7 @@ def parse(prompt: str) -> Scene:
     return Scene(movers=movers, ground=grounds[0] if grounds else DEFAULT_GROUND)
 
 
-_WORDS: dict[str, dict[str, int | str]] = {
+_WORDS: dict[str, Mapping[str, int | str]] = {
     "digit": {word: value for value, word in enumerate(DIGIT_WORDS)} | {str(value): value for value in range(10)},
     "colour": {word: word for word in COLOURS},
     "motion": {word: word for word in MOTIONS},
@@ -246,7 +247,7 @@ def _parse_mover(prompt: str, tokens: list[str]) -> Mover:
     return Mover(**found)  # type: ignore[arg-type]
 
 
-def _named(tokens: list[str], words: dict[str, _Value]) -> list[_Value]:
+def _named(tokens: list[str], words: Mapping[str, _Value]) -> list[_Value]:
     return sorted({words[token] for token in tokens if token in words}, key=str)
 
 

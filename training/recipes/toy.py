@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from diag_core import WanConfig
 from diag_core.checkpoint import CheckpointSettings
@@ -110,12 +111,13 @@ class ToyRecipe:
     def with_seed(self, seed: int) -> ToyRecipe:
         """The same recipe from other random numbers in every stage."""
         first = len(self.parts) * seed
+        parts: Any = {name: replace(stage, seed=first + i) for i, (name, stage) in enumerate(self.parts.items())}
         return replace(
             self,
             autoencoder=replace(self.autoencoder, seed=seed),
             classifier=replace(self.classifier, seed=seed),
             latents_seed=seed,
-            **{name: replace(stage, seed=first + i) for i, (name, stage) in enumerate(self.parts.items())},
+            **parts,
         )
 
 
@@ -169,7 +171,7 @@ def toy_accelerator() -> ToyRecipe:
 def toy_smoke() -> ToyRecipe:
     """Every stage for a few steps: proves that they fit together, learns nothing."""
     model = WanConfig(dim=128, ffn_dim=32, num_heads=1, num_layers=1, text_len=32)
-    few = {"video_batch": 2, "sparse_batch": 2, "save_every": 1, "log_every": 2, "compiled": False}
+    few: dict[str, Any] = {"video_batch": 2, "sparse_batch": 2, "save_every": 1, "log_every": 2, "compiled": False}
     return ToyRecipe(
         autoencoder=AutoencoderConfig(steps=2, pixel_frames=18),
         classifier=ClassifierConfig(steps=2, batch=8),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +29,12 @@ class Interval:
         return {k: round(v, 4) if np.isfinite(v) else None for k, v in numbers.items()} | {"videos": self.videos}
 
 
-def bootstrap_mean(values_N: torch.Tensor, **options: float | int) -> Interval:
+def bootstrap_mean(values_N: torch.Tensor, **options: Any) -> Interval:
     """The mean of values [N], NaN left out; options as in `bootstrap`."""
     return bootstrap(values_N, lambda drawn: drawn.mean(1), **options)
 
 
-def bootstrap_median(values_N: torch.Tensor, **options: float | int) -> Interval:
+def bootstrap_median(values_N: torch.Tensor, **options: Any) -> Interval:
     """The lower median of values [N], NaN left out. Infinite values count as the largest."""
     # The lower one is itself a value: between a number and infinity there is no middle.
     return bootstrap(values_N, lambda drawn: np.sort(drawn, axis=1)[:, (drawn.shape[1] - 1) // 2], **options)

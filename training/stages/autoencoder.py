@@ -101,7 +101,7 @@ def train(config: AutoencoderConfig, folder: str | Path, *, device: torch.device
     state_path = folder / "state.pt"
     recipe = json.dumps(dataclasses.asdict(config), sort_keys=True)
     torch.manual_seed(config.seed)
-    model = TinyVAE(config.vae).to(memory_format=torch.channels_last).to(device)
+    model = _channels_last(TinyVAE(config.vae)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     done = 0
     if (state := load_state(state_path)) is not None:
@@ -173,7 +173,13 @@ def load_autoencoder(path: str | Path) -> TinyVAE:
         raise ValueError(f"{path} was not written by the autoencoder stage: its metadata has no tiny_vae configuration")
     model = vae_from_state_dict({name: value.float() for name, value in weights.items()}, metadata=metadata)
     assert isinstance(model, TinyVAE)
-    return model.to(memory_format=torch.channels_last).eval()
+    return _channels_last(model).eval()
+
+
+def _channels_last(model: TinyVAE) -> TinyVAE:
+    """The order of memory in which a CPU's convolutions are quick."""
+    moved: TinyVAE = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
 
 
 def data_of(path: str | Path) -> MovingDigitsConfig:
@@ -242,9 +248,11 @@ def fold_statistics(model: TinyVAE, mean_C: torch.Tensor, std_C: torch.Tensor) -
     after it. So the decoder takes c(z / std - mean / std) where it had c(z): close to affine over the range that the
     moment loss keeps latents in, not exact."""
     last = model.encoder[-1]
+    assert isinstance(last, torch.nn.Conv2d) and last.bias is not None
     last.weight.div_(std_C[:, None, None, None])
     last.bias.copy_((last.bias - mean_C) / std_C)
     first = next(block for block in model.decoder if isinstance(block, torch.nn.Conv2d))
+    assert first.bias is not None
     first.bias.add_((first.weight * mean_C[None, :, None, None]).sum((1, 2, 3)))
     first.weight.mul_(std_C[None, :, None, None])
 

@@ -106,7 +106,7 @@ class Distil:
         self.generator, self.critic = trained(roles.generator), trained(roles.fake_score)
         for model in (self.generator, self.critic):
             parallelize(model, precision=self.precision, checkpointing=recipe.checkpointing)
-        for frozen in filter(None, (roles.real_score, roles.regression and roles.regression.model)):
+        for frozen in (roles.real_score, *([] if roles.regression is None else [roles.regression.model])):
             parallelize(frozen, precision=self.precision)
         self.criticise = forward_of(self.critic, compiled=recipe.compiled)
         self.teach = forward_of(roles.real_score, compiled=recipe.compiled)

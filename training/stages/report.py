@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -82,7 +83,7 @@ def _sample(
         sample = sampler_of(loaded, settings, vae, data)
         videos[name] = list(sample(prompts, _SEED))
         forwards_of[name] = forwards(settings)
-        seconds[name] = seconds_of(lambda sample=sample: sample(prompts[:1], _SEED))
+        seconds[name] = seconds_of(partial(sample, prompts[:1], _SEED))
         log.info("%s: %d forwards, %.2f s a video", name, forwards_of[name], seconds[name])
     return videos, forwards_of, seconds
 

@@ -152,8 +152,10 @@ def compare(
         load_for_sampling(folder / name, {"schedule": lists})
         for name, lists in ((file, schedule), (against_file, against_schedule))
     ]
+    first, second = (sampler_of(loaded, settings, vae, data) for loaded, settings in ways)
     difference = compare_samplers(
-        *(sampler_of(loaded, settings, vae, data) for loaded, settings in ways),
+        first,
+        second,
         held_out_scenes(prompts, seed=EVALUATION_SEED),
         load_classifier(folder / "classifier.safetensors"),
         score=score,

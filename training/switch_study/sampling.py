@@ -99,8 +99,7 @@ class SwitchSampler:
         if not settings.causal:
             raise ValueError("a bidirectional checkpoint makes the whole video at once: prompts cannot switch in it")
         self.model, self.settings, self.vae, self.config = checkpoint.model, settings, vae, config
-        config = checkpoint.config
-        self.encoder = DemoTextEncoder(config.text_len, config.text_dim)
+        self.encoder = DemoTextEncoder(checkpoint.config.text_len, checkpoint.config.text_dim)
         # Whatever the checkpoint does after a switch of its own accord would blur what is compared.
         self.schedule = dataclasses.replace(settings.diagonal_schedule(), after_switch=())
 

@@ -61,7 +61,11 @@ def run(
     classifier = load_classifier(folder / "classifier.safetensors")
     pairs = switch_pairs(config.pairs, seed=config.seed, motions=config.motions)
     prompts = prompts_of(pairs, seed=config.seed)
-    where = {"first_chunk": config.switch_chunk, "chunk_frames": settings.chunk_frames, "data": config.data}
+    where: dict[str, Any] = {
+        "first_chunk": config.switch_chunk,
+        "chunk_frames": settings.chunk_frames,
+        "data": config.data,
+    }
     batches: dict[str, list[Readings]] = {}
     shown: dict[str, Tensor] = {}
     forwards: dict[str, int] = {}

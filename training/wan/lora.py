@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,8 @@ def add_lora(model: WanDiT, recipe: LoraRecipe) -> WanDiT:
     from peft import LoraConfig, inject_adapter_in_model
 
     pattern = rf"blocks\.\d+\.({'|'.join(name.replace('.', chr(92) + '.') for name in recipe.targets)})"
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.scaled_by, target_modules=pattern, lora_dropout=0.0)
+    alpha: Any = recipe.scaled_by  # peft says int, and divides it
+    config = LoraConfig(r=recipe.rank, lora_alpha=alpha, target_modules=pattern, lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
