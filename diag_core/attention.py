@@ -23,6 +23,23 @@ class Attention(Protocol):
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Which tokens attend to which, where that is the same for runs of tokens. In place of a mask it lets kernels do it
+    that know none, and what is not attended takes no time."""
+
+    runs: tuple[tuple[slice, tuple[slice, ...]], ...]
+    """(queries, the keys that they attend to), in order; every query in one of them"""
+
+    def attend(self, kernel: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B,N,H,D], k and v [B,M,H,D] -> [B,N,H,D], run by run."""
+        return torch.cat([kernel(q[:, own], _pick(k, seen), _pick(v, seen)) for own, seen in self.runs], 1)
+
+
+def _pick(x_BMHD: Tensor, parts: tuple[slice, ...]) -> Tensor:
+    return x_BMHD[:, parts[0]] if len(parts) == 1 else torch.cat([x_BMHD[:, part] for part in parts], 1)
+
+
+@dataclass(frozen=True)
 class Uncaptured:
     """Attention that CUDA graphs may miss: a replay would read what an earlier forward left, and nothing would fail."""
 
@@ -55,7 +72,7 @@ def _cudnn() -> Attention:
 
 
 def _dense(kernel: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attention:
-    """A kernel without masks, for half precision. Others go to SDPA: masked calls (training, tests), and float32, which
+    """A kernel without masks, for half precision. Others go to SDPA: masked calls, and float32, which
     autocast leaves in a cache of float32 weights."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

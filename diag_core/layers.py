@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Attention, sdpa
+from .attention import Attention, Blocks, sdpa
 from .rope import rotate
 
 
@@ -74,10 +74,10 @@ def self_attention(
     *,
     past: Past | None = None,
     layer: int = 0,
-    mask: Tensor | None = None,
+    mask: Tensor | Blocks | None = None,
     attend: Attention = sdpa,
 ) -> Tensor:
-    """x [B,N,D] -> [B,N,D]: over the tokens given and those of `past`; `mask` [N,M] restricts it."""
+    """x [B,N,D] -> [B,N,D]: over the tokens given and those of `past`; `mask` [N,M] or blocks restrict it."""
     q = heads(attn.norm_q(attn.q(x)), attn.num_heads)
     k = heads(attn.norm_k(attn.k(x)), attn.num_heads)
     v = heads(attn.v(x), attn.num_heads)
@@ -86,7 +86,9 @@ def self_attention(
     else:
         k, v = past.join(layer, k, v, rotation)
     # v comes from a plain linear; under autocast the norms give float32, and a cache has a dtype of its own.
-    return attn.o(attend(rotate(q, rotation).to(v.dtype), k.to(v.dtype), v, mask).flatten(2))
+    q, k = rotate(q, rotation).to(v.dtype), k.to(v.dtype)
+    out = mask.attend(attend, q, k, v) if isinstance(mask, Blocks) else attend(q, k, v, mask)
+    return attn.o(out.flatten(2))
 
 
 def cross_attention(
@@ -125,7 +127,7 @@ def block_forward(
     layer: int = 0,
     past: Past | None = None,
     keys: CrossKeys | None = None,
-    mask: Tensor | None = None,
+    mask: Tensor | Blocks | None = None,
     attend: Attention = sdpa,
     cross: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, attention_backend
+from .attention import Attention, Blocks, attention_backend
 from .config import PATCH, WanConfig
 from .kv_cache import KVCache
 from .layers import Block, Head, head_forward, pad_text, sinusoids
@@ -39,7 +39,7 @@ def forward_impl(
     start_frame: int = 0,
     run_block: RunBlock,
     attend: Attention,
-    mask: Tensor | None = None,
+    mask: Tensor | Blocks | None = None,
     frame_positions: tuple[int, ...] | None = None,
     dtype: torch.dtype | None = None,
     text_len: int | None = None,
@@ -130,7 +130,7 @@ class WanDiT(nn.Module):
         cache: Any = None,
         start_frame: int = 0,
         *,
-        mask: Tensor | None = None,
+        mask: Tensor | Blocks | None = None,
         frame_positions: tuple[int, ...] | None = None,
     ) -> Tensor:
         """Flow (velocity, noise - x0) of noisy latents.
@@ -143,7 +143,8 @@ class WanDiT(nn.Module):
             cache: a `KVCache` (keys and values of these frames are written into it; the caller advances it), a
                 snapshot of one (nothing is written), or None for attention over the given frames alone.
             start_frame: position of the first given latent frame in the whole video.
-            mask: [N,N] bool, True where a token (row) attends; for training on whole videos, without a cache.
+            mask: [N,N] bool, True where a token (row) attends, or blocks; for training on whole videos, without a
+                cache.
             frame_positions: position of each given latent frame, where they are not consecutive.
 
         Returns:

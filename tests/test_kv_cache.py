@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from diag_core import CacheConfig, ContextPolicy, DiagonalSchedule, SeededNoise, WanConfig, generate
 from diag_core.kv_cache import KVCache
 from diag_core.rope import rotate, rotation
-from training.block_causal import token_mask
+from training.block_causal import causal_blocks
 
 SIZES = WanConfig(dim=12, ffn_dim=12, num_heads=1, num_layers=1, text_dim=4, freq_dim=4, text_len=2)
 
@@ -141,8 +141,8 @@ def test_positions_stay_exact_far_into_a_video():
 
 
 @pytest.mark.parametrize(("window", "sink"), [(None, 3), (6, 3), (9, 3), (5, 0), (7, 3)])
-def test_cached_chunks_equal_one_forward_under_a_block_causal_mask(window, sink):
-    """At one noise level, chunk by chunk with a cache is the whole video under the mask that training uses."""
+def test_cached_chunks_equal_one_block_causal_forward(window, sink):
+    """At one noise level, chunk by chunk with a cache is the whole video in the blocks that training uses."""
     model = small_model()
     config = CacheConfig(window_frames=window, sink_frames=sink)
     torch.manual_seed(1)
@@ -150,7 +150,7 @@ def test_cached_chunks_equal_one_forward_under_a_block_causal_mask(window, sink)
     timestep = torch.tensor([300.0, 700.0])
     cache = KVCache(model.config, config, batch=2, rows=2, columns=3, total_frames=15)
     with torch.no_grad():
-        whole = model(latents, timestep, context, mask=token_mask(15, 6, 3, config))
+        whole = model(latents, timestep, context, mask=causal_blocks(15, 6, 3, config))
         parts = []
         for start in range(0, 15, 3):
             parts.append(model(latents[:, :, start : start + 3], timestep, context, cache=cache, start_frame=start))

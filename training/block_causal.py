@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from diag_core import CacheConfig
+from diag_core.attention import Blocks
+from diag_core.geometry import chunk_spans
 
 
-def frame_mask(frames: int, chunk_frames: int, cache: CacheConfig) -> Tensor:
-    """[F,F] bool: True where latent frame (row) attends to latent frame (column).
+def causal_blocks(frames: int, tokens_per_frame: int, chunk_frames: int, cache: CacheConfig) -> Blocks:
+    """For the tokens of `frames` latent frames: a chunk attends to itself in both directions, to the sink, and to the
+    recent frames that the window leaves room for."""
 
-    A chunk attends to itself in both directions, to the sink, and to the recent frames that the window leaves room for.
-    """
-    index = torch.arange(frames)
-    chunk_end = (index // chunk_frames + 1) * chunk_frames  # first frame after the row's chunk
-    past = index[None, :] < chunk_end[:, None]
-    if cache.window_frames is None:
-        return past
-    recent = index[None, :] >= chunk_end[:, None] - (cache.window_frames - cache.sink_frames)
-    return past & (recent | (index[None, :] < cache.sink_frames))
+    def tokens(first: int, end: int) -> slice:
+        return slice(first * tokens_per_frame, end * tokens_per_frame)
 
-
-def token_mask(frames: int, tokens_per_frame: int, chunk_frames: int, cache: CacheConfig) -> Tensor:
-    """[N,N] bool for the tokens of `frames` latent frames; see `frame_mask`."""
-    mask = frame_mask(frames, chunk_frames, cache)
-    return mask.repeat_interleave(tokens_per_frame, 0).repeat_interleave(tokens_per_frame, 1)
+    runs = []
+    for span in chunk_spans(frames, chunk_frames):
+        end, sink = span.start + span.length, cache.sink_frames
+        recent = 0 if cache.window_frames is None else max(0, end - (cache.window_frames - sink))
+        parts = [(0, end)] if recent <= sink else [(0, sink), (recent, end)]
+        seen = tuple(tokens(first, last) for first, last in parts if last > first)
+        runs.append((tokens(span.start, end), seen))
+    return Blocks(tuple(runs))

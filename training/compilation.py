@@ -1,7 +1,7 @@
-"""Forwards over whole videos, fused where a recipe asks for it.
+"""Blocks whose small operations are fused, where a recipe asks for it.
 
-Only forwards of one fixed shape are worth it: those of the teacher, the critic, and ODE initialisation. A rollout's
-forwards see a cache that grows.
+Only forwards over whole videos are worth it, whose shapes are few: those of the teacher, the critic, and ODE
+initialisation. A rollout's forwards see a cache that grows.
 """
 
 from __future__ import annotations
@@ -11,34 +11,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from diag_core import WanDiT
 from diag_core.fast.compilation import cpp_compiler
 
-Forward = Callable[..., Tensor]
-"""called as a `WanDiT` is"""
+_SHAPES = 64
+"""that one process may meet, which runs many stages with batches of their own. Beyond PyTorch's own 8 it would go on
+without fusing, and say so in a warning alone"""
 
 
-def forward_of(model: WanDiT, *, compiled: bool) -> Forward:
-    """The model itself, or the same by torch.compile: on a CPU twice as fast, after about a minute, and with other last
-    bits. Of a model that is sharded over processes each block is compiled by itself, between what gathers its weights.
+def compile_blocks(model: WanDiT) -> None:
+    """Fuses the small operations of every block by torch.compile, in place: on a CPU twice as fast, and with other last
+    bits. The first block of a shape is compiled for all. What gathers a sharded model's weights stays between them.
 
     Raises:
         ValueError: there is no C++ compiler to do it with.
     """
-    if not compiled:
-        return model
     require_compiler()
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, _SHAPES)
     if model.device.type == "cpu":
         model.attend = _plain_attention
-    if isinstance(model, FSDPModule):
-        for block in model.blocks:
-            inner: Any = getattr(block, "_checkpoint_wrapped_module", block)
-            inner.forward = _fused_over_whole_videos(inner.forward)
-        return model
-    fused: Any = torch.compile(model, dynamic=False)
-    return fused
+    for block in model.blocks:
+        inner: Any = getattr(block, "_checkpoint_wrapped_module", block)
+        inner.forward = _fused_over_whole_videos(inner.forward)
 
 
 def require_compiler() -> None:
@@ -47,7 +43,7 @@ def require_compiler() -> None:
         raise ValueError("recipe: compiled=true needs a C++ compiler (g++); install one, or set compiled=false")
 
 
-def _fused_over_whole_videos(forward: Forward) -> Forward:
+def _fused_over_whole_videos(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A block's forward, compiled where there is no cache. What has one are the rollouts of sample videos, by the same
     model: they would be compiled anew for each length of the cache."""
     fused: Any = torch.compile(forward, dynamic=False)

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from diag_core.noise_schedule import SCHEDULE_TIMESTEPS, add_noise, shift_sigma, x0_from_flow
 
-from .compilation import Forward
-from .precision import estimate_x0, guided_flow
+from .precision import Forward, estimate_x0, guided_flow
 
 
 @dataclass(frozen=True, kw_only=True)

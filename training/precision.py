@@ -5,6 +5,7 @@ Legend: B samples, C latent channels, F latent frames, H and W latent rows and c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch.distributed.fsdp import FSDPModule
 from diag_core import WanDiT
 from diag_core.noise_schedule import x0_from_flow
 
-from .compilation import Forward
-
+Forward = Callable[..., Tensor]
+"""called as a `WanDiT` is"""
 PRECISIONS = ("bf16", "fp32", "auto")
 """of recipes; auto is bf16 where the device is quick in it, else fp32"""
 

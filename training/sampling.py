@@ -16,7 +16,6 @@ from diag_core import SeededNoise, WanDiT, generate
 from diag_core.checkpoint import CheckpointSettings
 from diag_core.denoising import denoise_chunk
 
-from .compilation import Forward
 from .precision import guided_flow, sampling_autocast, sampling_precision
 
 
@@ -28,8 +27,6 @@ def sample_latents(
     negative: Tensor,
     noise: SeededNoise,
     shape: tuple[int, int, int, int],
-    *,
-    forward: Forward | None = None,
 ) -> Tensor:
     """Videos [B,C,F,H,W] as a user of the checkpoint would sample them.
 
@@ -37,7 +34,6 @@ def sample_latents(
         context: [B,L,text_dim], on the model's device.
         negative: [1,L,text_dim], the same for all samples.
         shape: (C,F,H,W).
-        forward: a bidirectional model's, compiled; its own where left out.
 
     Raises:
         ValueError: a bidirectional model that is to be sampled in other steps than Euler's.
@@ -64,7 +60,7 @@ def sample_latents(
     if settings.step != "euler":
         raise ValueError(f"a bidirectional checkpoint is sampled with step 'euler', its settings say {settings.step!r}")
     start = noise.initial(0, (len(context), *shape)).to(model.device)
-    return sample_whole(model, start, context, negative, schedule.sigmas(0), cfg=settings.cfg, forward=forward)
+    return sample_whole(model, start, context, negative, schedule.sigmas(0), cfg=settings.cfg)
 
 
 @torch.no_grad()
@@ -76,7 +72,6 @@ def sample_whole(
     sigmas: Sequence[float],
     *,
     cfg: float,
-    forward: Forward | None = None,
 ) -> Tensor:
     """Videos [B,C,F,H,W] of a bidirectional model, by Euler steps with classifier-free guidance. Without a cache, which
     nothing would read: those of a 14B model's two branches are 50 GiB.
@@ -85,12 +80,11 @@ def sample_whole(
         noise: [B,C,F,H,W], float32 on the model's device.
         negative: [1,L,text_dim], the same for all samples.
         sigmas: descending, without the final 0.
-        forward: the model's, compiled; its own where left out.
     """
     precision = sampling_precision(model)
 
     def predict(x: Tensor, sigma: float) -> Tensor:
-        return guided_flow(model if forward is None else forward, x, sigma, context, negative, cfg, precision=precision)
+        return guided_flow(model, x, sigma, context, negative, cfg, precision=precision)
 
     return denoise_chunk(predict, noise, sigmas, step="euler", renoise=_none)
 

@@ -22,7 +22,7 @@ from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint
 from training import distributed
 from training.__main__ import main as training_main
 from training.checkpoint import newest
-from training.compilation import forward_of
+from training.compilation import compile_blocks
 from training.io import save_tensors
 from training.metrics import HealthLimits
 from training.parallelize import parallelize, trained_weights
@@ -182,9 +182,10 @@ def fused(folder: Path) -> None:
             before = counted_graphs()
             own = parallelize(trained(model(0)), precision=precision, checkpointing=checkpointing)
             # The graph as PyTorch runs it: code for it takes minutes to make, and is not this project's to test.
-            with patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
-                forward = forward_of(own, compiled=compiled)
-            flow = flow_of(forward, latents, sigma, context, precision=precision)
+            if compiled:
+                with patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
+                    compile_blocks(own)
+            flow = flow_of(own, latents, sigma, context, precision=precision)
             flow.square().mean().backward()
             graphs[name] = [counted_graphs() - before]
             grads = {n: p.grad for n, p in trained_weights(own).items() if p.grad is not None}

@@ -153,6 +153,6 @@ def test_a_chunk_never_sees_a_later_one(teacher: WanDiT) -> None:
     pairs = OdePairs(points, torch.tensor([1.0, 0.9, 0.5, 0.0]), ["a", "bb"])
     task = OdeInit(OdeInitRecipe(window_frames=6, sink_frames=3, precision="fp32"), teacher, pairs, encode)
     x = torch.randn(1, *SHAPE, requires_grad=True)
-    task.student(x, torch.full((1, 6), 500.0), encode(["a"]), mask=task.mask)[:, :, :3].sum().backward()
+    task.student(x, torch.full((1, 6), 500.0), encode(["a"]), mask=task.seen)[:, :, :3].sum().backward()
     assert x.grad is not None
     assert x.grad[:, :, :3].any() and not x.grad[:, :, 3:].any()

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from masks import dense
 from torch import Tensor
 
 from diag_core import CacheConfig, ContextPolicy, DiagonalSchedule, SeededNoise, WanConfig, WanDiT, generate
 from diag_core.noise_schedule import x0_from_flow
 from diag_core.rope import rotate
-from training.block_causal import token_mask
+from training.block_causal import causal_blocks
 from training.parallelize import checkpoint_activations
 from training.rollout import Rollout, RolloutConfig, exit_step, rollout
 
@@ -121,7 +122,7 @@ def explicit(model: WanDiT, context: Tensor, own: RolloutConfig, rolled: Rollout
     """The same estimates from two forwards over the whole video: of what was committed, without gradient and under the
     block-causal mask; and of the exit steps' inputs, which see that in place of one another."""
     tokens = ROWS * COLUMNS // 4
-    mask = token_mask(FRAMES, tokens, 3, own.cache)
+    mask = dense(causal_blocks(FRAMES, tokens, 3, own.cache), FRAMES * tokens)
     itself = torch.block_diag(*[torch.ones(3 * tokens, 3 * tokens)] * (FRAMES // 3)).bool()
     past = WholePast()
     # The last chunk was not committed; nothing sees what stands in for it here.

@@ -24,7 +24,7 @@ from diag_core import SeededNoise, WanDiT
 from diag_core.noise_schedule import add_noise
 from diag_core.transfer import to_device
 
-from ..compilation import forward_of
+from ..compilation import compile_blocks
 from ..distributed import own_parts
 from ..distribution_matching import estimates
 from ..ema import EMA
@@ -108,8 +108,10 @@ class Distil:
             parallelize(model, precision=self.precision, checkpointing=recipe.checkpointing)
         for frozen in (roles.real_score, *([] if roles.regression is None else [roles.regression.model])):
             parallelize(frozen, precision=self.precision)
-        self.criticise = forward_of(self.critic, compiled=recipe.compiled)
-        self.teach = forward_of(roles.real_score, compiled=recipe.compiled)
+        self.real_score = roles.real_score
+        if recipe.compiled:
+            for model in (self.critic, self.real_score):
+                compile_blocks(model)
         self.generator_optimizer = self._optimizer(self.generator, recipe.learning_rate)
         self.critic_optimizer = self._optimizer(self.critic, recipe.critic_learning_rate)
         self.ema = EMA(self.generator, recipe.ema, recipe.ema_start)
@@ -172,8 +174,8 @@ class Distil:
         ).latents
         scores = estimates(
             x.detach(),
-            fake_score=self.criticise,
-            real_score=self.teach,
+            fake_score=self.critic,
+            real_score=self.real_score,
             context=draw.context,
             negative=self.negative,
             cfg=recipe.cfg,
@@ -208,7 +210,7 @@ class Distil:
             self.generator, draw.context, self.config, noise=draw.rollout_noise, shape=shape, u=draw.u, gradients=False
         ).latents
         x_t = add_noise(x, draw.noise, draw.sigma_B[:, None, None, None, None])
-        flow = flow_of(self.criticise, x_t, draw.sigma_B, draw.context, precision=self.precision)
+        flow = flow_of(self.critic, x_t, draw.sigma_B, draw.context, precision=self.precision)
         loss = critic_loss(flow, x, draw.noise)
         return loss, {"critic": loss.detach()}
 

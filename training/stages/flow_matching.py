@@ -28,7 +28,7 @@ from torch import Tensor
 from diag_core import WanDiT
 from diag_core.noise_schedule import add_noise, shift_sigma
 
-from ..compilation import forward_of
+from ..compilation import compile_blocks
 from ..data.latents import LatentSet
 from ..ema import EMA
 from ..io import load_state, save_state
@@ -156,7 +156,8 @@ def train(
     else:
         model.load_state_dict(initial)
     model.to(device)
-    forward: Model = forward_of(model, compiled=recipe.compiled)
+    if recipe.compiled:
+        compile_blocks(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
     )
@@ -184,7 +185,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         loss = flow_matching_loss(
-            forward, batch.latents.to(device), encode(batch.prompts).to(device), batch.sigma.to(device),
+            model, batch.latents.to(device), encode(batch.prompts).to(device), batch.sigma.to(device),
             batch.noise.to(device), batch.frame_positions,
         )  # fmt: skip
         loss.backward()

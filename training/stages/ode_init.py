@@ -1,8 +1,8 @@
 """ODE initialisation (CausVid, arXiv 2412.07772): the causal student, begun as the bidirectional teacher, learns to
 jump from any point of the teacher's trajectories to their end.
 
-A whole video is one forward under the block-causal mask of the window that the student will be sampled with. Every
-chunk stands at a stored point of its own, drawn at random.
+A whole video is one forward in which every chunk attends to what it will see when the student is sampled. Every chunk
+stands at a stored point of its own, drawn at random.
 
 Legend: B samples, C latent channels, F latent frames, K chunks, P stored points, N tokens.
 """
@@ -19,8 +19,8 @@ from torch import Tensor
 from diag_core import CacheConfig, WanDiT
 from diag_core.geometry import tokens_per_frame
 
-from ..block_causal import token_mask
-from ..compilation import forward_of
+from ..block_causal import causal_blocks
+from ..compilation import compile_blocks
 from ..distributed import own_parts
 from ..ema import EMA
 from ..losses import ode_loss
@@ -52,7 +52,8 @@ class OdeInit:
         self.parts = own_parts(recipe.batch, recipe.micro_batch)
         self.precision = precision_of(recipe.precision, student.device)
         parallelize(self.student, precision=self.precision, checkpointing=recipe.checkpointing)
-        self.forward = forward_of(self.student, compiled=recipe.compiled)
+        if recipe.compiled:
+            compile_blocks(self.student)
         self.optimizer = Optimizer(
             self.student,
             learning_rate=recipe.learning_rate,
@@ -63,7 +64,7 @@ class OdeInit:
         )
         self.ema = EMA(self.student, recipe.ema)
         cache = CacheConfig(recipe.window_frames, recipe.sink_frames)
-        self.mask = token_mask(frames, tokens_per_frame(height, width), recipe.chunk_frames, cache).to(student.device)
+        self.seen = causal_blocks(frames, tokens_per_frame(height, width), recipe.chunk_frames, cache)
 
     def update(self, step: int) -> dict[str, Tensor]:
         means, norm = self.optimizer.step(map(self._losses, self._draws(step)), len(self.parts))
@@ -87,7 +88,7 @@ class OdeInit:
         point_BCFHW, sigma_BF = points_at(points_BPCFHW, self.pairs.sigmas, recipe.chunk_frames, pick_BK)
         context = self.encode([self.pairs.prompts[i] for i in index]).to(device)
         point, sigma = point_BCFHW.to(device), sigma_BF.to(device)
-        flow = flow_of(self.forward, point, sigma, context, precision=self.precision, mask=self.mask)
+        flow = flow_of(self.student, point, sigma, context, precision=self.precision, mask=self.seen)
         loss = ode_loss(flow, point, sigma[:, None, :, None, None], points_BPCFHW[:, -1].to(device))
         return loss, {"ode": loss.detach()}
 

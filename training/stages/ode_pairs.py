@@ -30,7 +30,7 @@ from torch.distributed.fsdp import FSDPModule
 from diag_core import SeededNoise, WanDiT
 from diag_core.denoising import denoise_chunk
 
-from ..compilation import Forward, forward_of
+from ..compilation import compile_blocks
 from ..distributed import agreement, from_main, is_main, rank, world_size
 from ..io import checksum, load_tensors, remove_leftovers, save_tensors
 from ..precision import guided_flow, precision_of
@@ -83,7 +83,8 @@ def make_pairs(
             remove_leftovers(folder)  # otherwise another process may be writing
     begun, rounds = time.monotonic(), list(_together(recipe, folder) if together else _alone(recipe, folder, part))
     negative = encode([recipe.negative_prompt]).to(teacher.device)
-    forward = forward_of(teacher, compiled=recipe.compiled)
+    if recipe.compiled:
+        compile_blocks(teacher)
     for done, (number, kept) in enumerate(rounds, start=1):
         points, prompts = [], draw_prompts(np.random.default_rng([recipe.seed, number]), recipe.pairs_a_shard)
         for start in range(0, recipe.pairs_a_shard, recipe.batch):
@@ -92,7 +93,7 @@ def make_pairs(
             first = number * recipe.pairs_a_shard + start
             seeds = [(recipe.seed << 32) + first + i for i in range(len(batch))]
             context = encode(batch).to(teacher.device)
-            points.append(trajectories(recipe, forward, context, negative, SeededNoise(seeds), shape).half().cpu())
+            points.append(trajectories(recipe, teacher, context, negative, SeededNoise(seeds), shape).half().cpu())
         levels = torch.tensor([*(recipe.levels[i] for i in recipe.point_indices), 0.0])
         with agreement() if together else nullcontext():
             if kept:
@@ -145,7 +146,7 @@ def _together(recipe: OdePairsRecipe, folder: Path) -> Iterator[tuple[int, bool]
 @torch.no_grad()
 def trajectories(
     recipe: OdePairsRecipe,
-    teacher: Forward,
+    teacher: WanDiT,
     context: Tensor,
     negative: Tensor,
     noise: SeededNoise,

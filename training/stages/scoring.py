@@ -18,7 +18,7 @@ from diag_core.geometry import latent_frames, latent_size
 from diag_core.vae import TinyVAE
 
 from ..classifier import load_classifier
-from ..compilation import forward_of
+from ..compilation import compile_blocks
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import held_out_scenes
 from ..evaluate import Sampler, evaluate_videos
@@ -58,12 +58,13 @@ def sampler_of(
     height, width = latent_size(data.size, data.size)
     shape = (checkpoint.config.in_dim, latent_frames(data.num_pixel_frames), height, width)
     model = checkpoint.model
-    forward = forward_of(model, compiled=compiled)
+    if compiled:
+        compile_blocks(model)
 
     def sample(prompts: list[str], seed: int) -> Tensor:
         context, negative = (encoder.encode(texts).to(model.device) for texts in (prompts, [settings.negative_prompt]))
         with torch.no_grad():
-            latents = sample_latents(model, settings, context, negative, SeededNoise(seed), shape, forward=forward)
+            latents = sample_latents(model, settings, context, negative, SeededNoise(seed), shape)
             return vae.decode(latents.to(next(vae.parameters()).device)).float().cpu()
 
     return sample

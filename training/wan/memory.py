@@ -16,7 +16,7 @@ from diag_core import WanConfig
 from diag_core.state_dict import expected_shapes
 
 from ..recipes.wan import LoraRecipe, WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe
-from .work import DistilWork, RolloutPlan, frame_tokens
+from .work import DistilWork, RolloutPlan, frame_tokens, init_runs
 
 HEADROOM = 1.1
 GIB = 1 << 30
@@ -171,12 +171,12 @@ def init_memory(recipe: WanOdeInitRecipe, student: WanConfig, *, gpus: int, vide
         Line("student: gradients", _FP32 * count / gpus),
         Line("student: optimizer", 2 * _FP32 * count / gpus),
         Line("student: average (EMA)", _FP32 * count / gpus),
-        Line("attention mask", tokens**2),
         Line("weights in use", _gathered(student, gpus)),
     )
     copies = _BF16 * count if gpus == 1 else 0
-    # Attention adds the mask as a bf16 matrix, made anew by each layer and kept for its backward pass.
-    added = _BF16 * tokens**2
+    # Attention keeps the result of each chunk, and keys and values of those whose past is in two parts are joined.
+    joined = sum(sum(seen) for _, seen in init_runs(recipe) if len(seen) > 1)
+    added = videos * _BF16 * student.dim * (tokens + 2 * joined)
     return Memory(
         lines=lines,
         kept=videos * activations(student, tokens) + copies + student.num_layers * added,

@@ -18,6 +18,7 @@ from diag_core.checkpoint import CheckpointSettings
 from diag_core.config import PATCH
 from diag_core.geometry import chunk_spans, tokens_per_frame
 
+from ..block_causal import causal_blocks
 from ..recipes.wan import VideoSize, WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe
 from ..rollout import exit_step
 
@@ -52,10 +53,11 @@ class Work:
         return self.forward + backward + again
 
 
-def forward_work(config: WanConfig, tokens: int, attended: int, *, timesteps: int = 1, text: bool = True) -> Work:
+def forward_work(config: WanConfig, tokens: int, attended: float, *, timesteps: int = 1, text: bool = True) -> Work:
     """One forward of one sample.
 
     Args:
+        attended: on average.
         timesteps: noise levels: 1 for the video, or one a latent frame.
         text: whether what depends on the prompt alone is computed; a cache keeps it.
     """
@@ -202,7 +204,16 @@ def pair_work(recipe: WanOdePairsRecipe, teacher: WanConfig) -> float:
 
 
 def init_work(recipe: WanOdeInitRecipe, student: WanConfig) -> float:
-    """FLOPs of one video of an update. The mask is counted as if nothing were skipped, as a dense kernel does it."""
-    return whole(student, recipe.video, timesteps=recipe.video.latent_frames).trained(
-        checkpointing=recipe.checkpointing
-    )
+    """FLOPs of one video of an update."""
+    runs = init_runs(recipe)
+    tokens = sum(own for own, _ in runs)
+    attended = sum(own * sum(seen) for own, seen in runs) / tokens
+    work = forward_work(student, tokens, attended, timesteps=recipe.video.latent_frames)
+    return work.trained(checkpointing=recipe.checkpointing)
+
+
+def init_runs(recipe: WanOdeInitRecipe) -> list[tuple[int, list[int]]]:
+    """(queries, keys that they attend to, by contiguous part) of each chunk of ODE initialisation."""
+    cache = CacheConfig(recipe.window_frames, recipe.sink_frames)
+    blocks = causal_blocks(recipe.video.latent_frames, frame_tokens(recipe.video), recipe.chunk_frames, cache)
+    return [(own.stop - own.start, [part.stop - part.start for part in seen]) for own, seen in blocks.runs]
