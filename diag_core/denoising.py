@@ -17,7 +17,12 @@ Predict = Callable[[Tensor, float], Tensor]
 
 
 def denoise_chunk(
-    predict: Predict, noise: Tensor, sigmas: Sequence[float], *, step: str = "renoise", renoise: Callable[[int], Tensor]
+    predict: Predict,
+    noise: Tensor,
+    sigmas: Sequence[float],
+    *,
+    step: str = "renoise",
+    renoise: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
     """From noise to a clean estimate x0 over a step list.
 
@@ -27,7 +32,7 @@ def denoise_chunk(
         sigmas: descending, without the final 0. A shorter list ends early with the estimate of its last step.
         step: "renoise" predicts x0 and adds fresh noise to the next level (distilled models); "euler" follows the flow
             (undistilled ones, whose samples re-noising would wash out).
-        renoise: step index -> fresh noise.
+        renoise: step index -> fresh noise; "euler" takes none.
     """
     x = noise
     for i, sigma in enumerate(sigmas):
@@ -37,6 +42,7 @@ def denoise_chunk(
         if step == "euler":
             x = x + (sigmas[i + 1] - sigma) * flow.to(x.dtype)
         else:
+            assert renoise is not None
             x = add_noise(x0_from_flow(x, flow, sigma), renoise(i), sigmas[i + 1])
     raise ValueError("a step list needs at least one step")
 

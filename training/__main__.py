@@ -9,15 +9,13 @@ import logging
 import sys
 from pathlib import Path
 
-import torch
-
 from . import switch_study
+from .devices import device_of
 from .distributed import leave
 from .metrics import Collapse
 from .overrides import with_overrides
 from .recipes.moving_digits import RECIPES
-from .recipes.toy import ToyRecipe, toy, toy_smoke
-from .stages import moving_digits, scoring, toy_teacher
+from .stages import moving_digits, scoring
 from .stages.autoencoder import data_of
 from .stopping import Stopped
 from .wan import commands as wan
@@ -28,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         commands = {
-            "toy": _toy, "toy-teacher": _toy_teacher, "toy-evaluate": _toy_evaluate, "toy-compare": _toy_compare,
+            "toy": _toy, "toy-evaluate": _toy_evaluate, "toy-compare": _toy_compare,
             "toy-report": _toy_report, "switch-study": _switch_study,
             **wan.COMMANDS,
         }  # fmt: skip
@@ -70,14 +68,10 @@ def _parser() -> argparse.ArgumentParser:
     distilled.add_argument("--recipe", choices=tuple(RECIPES), default="toy", help=_recipes_help())
     distilled.add_argument("--stage", choices=tuple(moving_digits.STAGES), help="this one alone, not all of them")
     distilled.add_argument("--device", help="cpu, cuda, ...: the accelerator where there is one")
-    _add_folder(distilled)
-
-    teacher = commands.add_parser(
-        "toy-teacher", help="train the moving-digits autoencoder, classifier and teacher, and score the teacher",
-        description=resumes,
-    )  # fmt: skip
-    teacher.add_argument("--recipe", choices=("toy", "toy-smoke"), default="toy", help="toy-smoke: seconds, for a test")
-    _add_folder(teacher)
+    distilled.add_argument(
+        "--out", type=Path, default=Path("runs/toy"), help="folder of all results (default: %(default)s)"
+    )
+    distilled.add_argument("--seed", type=int, help="of every stage, instead of the recipe's")
 
     evaluate = commands.add_parser("toy-evaluate", help="score a moving-digits checkpoint on held-out prompts")
     evaluate.add_argument("folder", type=Path, help="holds the checkpoint, vae.safetensors and classifier.safetensors")
@@ -152,13 +146,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_folder(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--out", type=Path, default=Path("runs/toy"), help="folder of all results (default: %(default)s)"
-    )
-    command.add_argument("--seed", type=int, help="of every stage, instead of the recipe's")
-
-
 def _recipes_help() -> str:
     return "; ".join(f"{name}: {str(make.__doc__).splitlines()[0]}" for name, make in RECIPES.items())
 
@@ -168,15 +155,7 @@ def _toy(options: argparse.Namespace) -> None:
     if options.seed is not None:
         recipe = recipe.with_seed(options.seed)
     recipe = with_overrides(recipe, options.fields)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    moving_digits.run(recipe, options.out, device=device, only=options.stage)
-
-
-def _toy_teacher(options: argparse.Namespace) -> None:
-    recipe: ToyRecipe = toy() if options.recipe == "toy" else toy_smoke()
-    if options.seed is not None:
-        recipe = recipe.with_seed(options.seed)
-    toy_teacher.run(recipe, options.out)
+    moving_digits.run(recipe, options.out, device=device_of(options.device), only=options.stage)
 
 
 def _toy_evaluate(options: argparse.Namespace) -> None:

@@ -19,12 +19,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import (
+    CheckpointException,
+    FileSystemReader,
+    FileSystemWriter,
+    SavePlan,
+    SavePlanner,
+)
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from diag_core.replacing import replace_file
 
 from .distributed import agreement, from_all, from_main, is_main, rank, world_size
-from .io import remove_leftovers, save_json
+from .io import disk_errors, remove_leftovers, save_json
 
 KEPT = 2
 MANIFEST = "manifest.json"
@@ -120,10 +128,19 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
+class _Writer(FileSystemWriter):
+    """One whose errors are the disk's. On several processes they are told to all as they are raised here, without what
+    was behind them."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        with disk_errors():
+            return super().write_data(plan, planner)
+
+
 def _write(part: Path, state: Mapping[str, Any]) -> None:
     try:
         with _quiet():
-            dcp.save(dict(state), storage_writer=FileSystemWriter(part), no_dist=world_size() == 1)
+            dcp.save(dict(state), storage_writer=_Writer(part), no_dist=world_size() == 1)
     except CheckpointException as error:
         raise _first(error) from None
 

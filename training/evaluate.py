@@ -251,8 +251,10 @@ def compare(
 
 
 def motion_kept(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, float]:
-    """A student's motion amplitude over its teacher's, by centre and by optical flow, of two `evaluate_videos`."""
-    return {name: student["scores"][name] / teacher["scores"][name] for name in ("amplitude", "flow_amplitude")}
+    """A student's motion amplitude over its teacher's, by centre and by optical flow, of two `evaluate_videos`; NaN
+    where the teacher's videos stand still."""
+    own, whole = student["scores"], teacher["scores"]
+    return {name: own[name] / (whole[name] or float("nan")) for name in ("amplitude", "flow_amplitude")}
 
 
 def real_sampler(

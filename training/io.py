@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,24 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> Path:
     """Write training state (state dicts, counters) for `load_state`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    with replacing(path) as file, disk_errors():
         torch.save(dict(state), file)
     return path
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raises the OSError behind a RuntimeError: of a full disk PyTorch's writer tells that its file has not the size it
+    should have."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:

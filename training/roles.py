@@ -9,6 +9,7 @@ regression  the causal student as it was, frozen, sampled as its file says; None
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,3 +65,8 @@ def trained(model: WanDiT) -> WanDiT:
 def digest(path: Path) -> str:
     """SHA-256 of a file: tells a run that goes on whether it still stands on the same inputs."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def digest_of(paths: Sequence[Path]) -> str:
+    """The same of files that are one input."""
+    return hashlib.sha256("".join(map(digest, paths)).encode()).hexdigest()

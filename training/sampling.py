@@ -86,8 +86,4 @@ def sample_whole(
     def predict(x: Tensor, sigma: float) -> Tensor:
         return guided_flow(model, x, sigma, context, negative, cfg, precision=precision)
 
-    return denoise_chunk(predict, noise, sigmas, step="euler", renoise=_none)
-
-
-def _none(step: int) -> Tensor:
-    raise AssertionError("Euler steps add no noise")
+    return denoise_chunk(predict, noise, sigmas, step="euler")

@@ -1,4 +1,4 @@
-"""The loop of every trained stage: update, log, sample, save; go on after a kill as if there had been none.
+"""The loop of the stages that distil: update, log, sample, save; go on after a kill as if there had been none.
 
 An update draws all it needs from the seed and its own number, and a state holds all that updates change, so a run that
 was killed at any moment and resumed makes the same draws as one that was not. On a CPU, with as many processes as

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from saved_states import saved_weights
 
 from diag_core import WanConfig, WanDiT
 from diag_core.checkpoint import CheckpointSettings, load_dit, save_dit
@@ -249,6 +250,8 @@ def test_stage_2_begins_with_the_critic_that_stage_1_ended_with(done: Path, tmp_
     assert "stage1_critic.safetensors is missing" in told()
 
     critic, teacher = (load_dit(done / f"{name}.safetensors").model for name in ("stage1_critic", "teacher"))
+    trained = saved_weights(done / "stage1", "critic")
+    assert all(torch.equal(tensor, trained[name].bfloat16()) for name, tensor in critic.state_dict().items())
     shutil.copy(done / "stage1_critic.safetensors", tmp_path)
     began: list[dict[str, torch.Tensor]] = []
     init = Distil.__init__

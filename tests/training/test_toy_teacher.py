@@ -24,12 +24,16 @@ DEMO = Path(__file__).parents[2] / "demo"
 
 def test_every_stage_runs_and_leaves_a_checkpoint_that_carries_its_settings(tmp_path: Path) -> None:
     recipe = toy_smoke()
-    scores = toy_teacher.run(recipe, tmp_path)
+
+    def run() -> None:
+        toy_teacher.prepare(recipe, tmp_path)
+        for part in recipe.parts:
+            toy_teacher.train_part(recipe, tmp_path, part)
+
+    run()
     loaded = load_dit(tmp_path / toy_teacher.TEACHER)
     assert loaded.settings == recipe.settings
     assert next(loaded.model.parameters()).dtype == torch.bfloat16
-    assert json.loads((tmp_path / "teacher_scores.json").read_text()) == scores
-    assert scores["videos"] == 4 and set(scores["chance"]) == {"digit", "direction", "colour", "motion"}
     assert {path.name for path in (tmp_path / "looks" / "samples").iterdir()} == {"step_000002.png"}
     samples = {path.name for path in (tmp_path / "motion" / "samples").iterdir()}
     assert samples == {f"step_{step:06d}.{ending}" for step in (2, 4) for ending in ("mp4", "png")}
@@ -38,9 +42,8 @@ def test_every_stage_runs_and_leaves_a_checkpoint_that_carries_its_settings(tmp_
     assert [entry["step"] for entry in curve if "amplitude" in entry] == [2, 4]
     assert {"digit", "colour"} <= set().union(*read_log(tmp_path / "looks"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").iterdir()}
-    again = toy_teacher.run(recipe, tmp_path)
+    run()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").iterdir()} == before
-    assert again == scores
 
 
 @pytest.mark.parametrize("schedule", ["1", "21"])

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from training import checkpoint, trainer
 from training.ema import EMA
+from training.io import save_state
 from training.logbook import Logbook, read_log
 from training.metrics import Collapse, HealthLimits
 from training.recipes.distillation import LoopRecipe
@@ -190,6 +191,22 @@ def test_a_full_disk_while_saving_leaves_the_last_state_whole(tmp_path: Path, mo
     train("x", whole, RECIPE, tmp_path / "whole")
     train("x", resumed, RECIPE, tmp_path)
     assert torch.equal(whole.total, resumed.total)
+
+
+def test_what_the_disk_says_is_told_and_not_what_pytorchs_writer_makes_of_it(tmp_path: Path) -> None:
+    """Real writes that fail half-way, by a limit on the size of files."""
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    state = {"numbers": torch.zeros(100_000)}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            checkpoint.save(tmp_path / "many", 1, state)
+        with pytest.raises(OSError, match="too large"):
+            save_state(tmp_path / "one.pt", state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_no_state_is_saved_from_after_a_nan(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from saved_states import saved_weights
 from wan_models import CONFIG, PROMPTS, random_dit, write_layouts, write_text_encoder
 
 from diag_core.checkpoint import load_dit, load_tensors
@@ -118,6 +119,8 @@ def test_any_layout_goes_all_the_way_and_gives_the_same(world: World, tmp_path: 
 def test_stage_2_goes_on_with_the_critic_of_stage_1(world: World, tmp_path: Path, capsys) -> None:
     critic, teacher = world.out / "stage1.critic.safetensors", world.layouts["original"]
     loaded, begun = load_dit(critic), load_dit(teacher)
+    trained = saved_weights(world.out / "stage1", "critic")
+    assert all(torch.equal(tensor, trained[name].bfloat16()) for name, tensor in loaded.model.state_dict().items())
     assert loaded.config == begun.config and loaded.model.dtype == torch.bfloat16
     before = {name: tensor.bfloat16() for name, tensor in begun.model.state_dict().items()}
     assert any(not torch.equal(before[name], tensor) for name, tensor in loaded.model.state_dict().items())
@@ -304,6 +307,13 @@ def test_a_lora_is_trained_alone_and_exported(world: World, tmp_path: Path, alph
     result = load_file(tmp_path / "stage1.safetensors")
     assert all(torch.allclose(result[name], tensor, atol=1e-6) for name, tensor in expected.items())
     assert not torch.equal(result["blocks.0.ffn.0.weight"], load_file(base)["blocks.0.ffn.0.weight"])
+    # So is the critic, whose LoRA is in its saved state alone.
+    kept = saved_weights(tmp_path / "stage1", "critic")
+    down, up = (kept[f"blocks.0.ffn.0.lora_{part}.default.weight"].float() for part in "AB")
+    assert up.abs().max() > 0
+    merged = kept["blocks.0.ffn.0.base_layer.weight"].float() + (alpha or 4) / 4 * up @ down
+    critic = load_file(tmp_path / "stage1.critic.safetensors")["blocks.0.ffn.0.weight"]
+    torch.testing.assert_close(critic, merged.bfloat16())
 
 
 def test_sample_videos(world: World, tmp_path: Path) -> None:

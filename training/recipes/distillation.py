@@ -21,7 +21,8 @@ from ..precision import PRECISIONS
 
 @dataclass(frozen=True, kw_only=True)
 class LoopRecipe:
-    """What every trained stage has."""
+    """What every stage has that goes through the trainer's loop: ODE initialisation and those that match
+    distributions."""
 
     seed: int = 0
     """of all that is drawn"""

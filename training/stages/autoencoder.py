@@ -32,6 +32,7 @@ from ..data.moving_digits import draw_clips, render
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import sample_scene
 from ..io import load_state, load_tensors, save_state, save_tensors
+from ..metrics import require_finite
 from ..precision import autocast
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def train(config: AutoencoderConfig, folder: str | Path, *, device: torch.device
     """Train, or go on where `folder` left off; returns the path of the finished `vae.safetensors` in it.
 
     A step depends on the seed and its own number, so an interrupted run ends as an undisturbed one does. Raises
-    ValueError when the folder holds the state of another recipe."""
+    ValueError when the folder holds the state of another recipe, Collapse when the loss is no number."""
     folder = Path(folder)
     state_path = folder / "state.pt"
     recipe = json.dumps(dataclasses.asdict(config), sort_keys=True)
@@ -133,6 +134,7 @@ def train(config: AutoencoderConfig, folder: str | Path, *, device: torch.device
                 rate,
             )
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            require_finite(step + 1, {"the autoencoder's loss": loss.item(), "its gradient norm": norm.item()})
             state = {
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),

@@ -42,7 +42,8 @@ def begin(
     allowed = (*FREE, *ROUNDING, *(() if finished else free))
     for part, what in (("recipe", "another recipe"), ("inputs", "other inputs")):
         was, now = flat(before[part]), flat(own[part])
-        changed = [n for n in {**was, **now} if was.get(n) != now.get(n) and n.split(".")[0] not in allowed]
+        names = now if finished and part == "inputs" else {**was, **now}  # what was used up may be gone
+        changed = [n for n in names if was.get(n) != now.get(n) and n.split(".")[0] not in allowed]
         if changed:
             name = changed[0]
             way = "delete the folder and what came of it, or choose another output folder"

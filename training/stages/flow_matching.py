@@ -33,6 +33,7 @@ from ..data.latents import LatentSet
 from ..ema import EMA
 from ..io import load_state, save_state
 from ..logbook import Logbook
+from ..metrics import require_finite
 from ..precision import autocast
 from ..recipes.teacher import FlowMatchingRecipe
 
@@ -145,7 +146,7 @@ def train(
 
     Raises:
         ValueError: `folder` holds the state of another recipe.
-        FloatingPointError: the loss is not finite.
+        Collapse: the loss is no number; no state is saved from then on.
         OSError: a full disk, say; the last state stays whole.
     """
     fingerprint = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
@@ -200,17 +201,14 @@ def train(
             losses.clear()
             rate = learning_rate(recipe, step)
             logbook.write(done, {"loss": mean, "gradient_norm": float(norm), "learning_rate": rate})
-            if not np.isfinite(mean):
-                raise FloatingPointError(
-                    f"the loss is {mean} between steps {done - recipe.log_every} and {done}: lower the learning rate "
-                    "and start anew"
-                )
+            require_finite(done, {"the teacher's loss": mean})
             log.info(
                 "teacher: step %d of %d, %s, loss %.4f, gradient norm %.2f, %.2f s/step",
                 done, recipe.steps, "images" if recipe.on_images(step) else "videos", mean, float(norm),
                 (time.monotonic() - began) / (done - first),
             )  # fmt: skip
         if done % recipe.save_every == 0 or done == last:
+            require_finite(done, {"the teacher's loss": float(loss.detach()), "its gradient norm": float(norm)})
             save_state(
                 state_path,
                 {

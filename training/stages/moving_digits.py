@@ -40,7 +40,7 @@ from ..ema import EMA
 from ..io import save_json
 from ..recipes.distillation import DistilRecipe, LoopRecipe
 from ..recipes.moving_digits import MovingDigitsRecipe
-from ..roles import Roles, digest, load_role
+from ..roles import Roles, digest, digest_of, load_role
 from ..trainer import Task, train
 from . import autoencoder, scoring, toy_teacher
 from .begin import begin
@@ -116,7 +116,10 @@ class Pipeline:
     def ode_init(self) -> None:
         recipe = self.recipe.ode_init
         result = self.folder / ODE_INIT
-        begin(self.folder / "ode_init", recipe, self._digests(TEACHER), free=("steps",), result=result)
+        inputs = self._digests(TEACHER)
+        if not result.exists():
+            inputs["ode_pairs"] = digest_of(sorted((self.folder / "ode_pairs").glob("pairs_*.safetensors")))
+        begin(self.folder / "ode_init", recipe, inputs, free=("steps",), result=result)
         if result.exists():
             return
         teacher = self._model(TEACHER, "teacher", "bidirectional teacher")
@@ -166,7 +169,7 @@ class Pipeline:
         settings = self._settings(recipe, name.replace("stage", "stage "))
         self._train(name, task, recipe, roles.generator, task.ema, settings, teacher)
         if hands_on is not None:
-            self._save(hands_on, roles.fake_score.state_dict(), teacher.config, teacher.settings)
+            self._save(hands_on, roles.fake_score.state_dict(), teacher.config, None)
         self._save(result, task.ema.state_dict(), roles.generator.config, settings)
 
     # -- results ------------------------------------------------------------------------------------------------------

@@ -163,12 +163,8 @@ def trajectories(
         return guided_flow(teacher, x, sigma, context, negative, recipe.cfg, precision=precision)
 
     start = noise.initial(0, (context.shape[0], *shape)).to(context.device, torch.float32)
-    end = denoise_chunk(predict, start, levels, step="euler", renoise=_none)
+    end = denoise_chunk(predict, start, levels, step="euler")
     return torch.stack([*kept, end], dim=1)
-
-
-def _none(step: int) -> Tensor:
-    raise AssertionError("Euler steps add no noise")
 
 
 def load_pairs(folder: Path) -> OdePairs:

@@ -8,15 +8,18 @@ import logging
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from diag_core.bench.meter import describe_machine
 from diag_core.geometry import DEFAULT_FPS
 
 from ..canvas import BLUE, GREEN, ORANGE, Colour
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import Scene, held_out_scenes, to_prompt
 from ..distillation_pictures import Curve, Panel, draw_curves, draw_playing, draw_stages
-from ..logbook import FILE
+from ..io import save_json
+from ..logbook import FILE, read_log
 from . import autoencoder
 from .score_table import forwards, load_reports, score_table, seconds_of
 from .scoring import load_for_sampling, sampler_of
@@ -39,7 +42,8 @@ _SEED = 40_000
 
 def report(folder: Path, pictures: Path, *, prompts: int = 3, data: MovingDigitsConfig | None = None) -> None:
     """Draws `distillation-frames.png`, `distillation.webp` (which plays) and `distillation-curves.png` into the folder
-    `pictures`, and writes `distillation-scores.md` there: a table, with seconds of a video as they are on this machine.
+    `pictures`, and writes `distillation-scores.md` there: a table, with seconds of a video as they are on this machine,
+    which go into `scores/seconds.json` of `folder` too.
 
     Args:
         folder: the output folder of `python -m training toy`, finished.
@@ -49,7 +53,7 @@ def report(folder: Path, pictures: Path, *, prompts: int = 3, data: MovingDigits
         ValueError: a stage has not been run.
         OSError: they cannot be written.
     """
-    panels = _panels({name: _logged(folder / stage / FILE) for name, (stage, _) in _TRAINED.items()}, _teacher(folder))
+    panels = _panels({name: _logged(folder / stage) for name, (stage, _) in _TRAINED.items()}, _teacher(folder))
     drawn = held_out_scenes(20 * (prompts + 1), seed=_SEED)
     alone, pairs = ([scene for scene in drawn if len(scene.movers) == count] for count in (1, 2))
     scenes = [*alone[:prompts], *pairs[:1]]
@@ -64,6 +68,10 @@ def report(folder: Path, pictures: Path, *, prompts: int = 3, data: MovingDigits
         pictures / "distillation.webp", save_all=True, append_images=others, duration=1000 / DEFAULT_FPS, loop=0,
         quality=70, method=4,
     )  # fmt: skip
+    save_json(
+        folder / "scores" / "seconds.json",
+        {"seconds": seconds, "forwards": forwards_of, "machine": describe_machine(torch.device("cpu"))},
+    )
     lines = score_table(reports, forwards_of, seconds)
     (pictures / "distillation-scores.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     draw_curves(panels).save(pictures / "distillation-curves.png")
@@ -92,12 +100,11 @@ Log = dict[str, list[tuple[float, float]]]
 """name -> (iteration, value)"""
 
 
-def _logged(path: Path) -> Log:
-    if not path.exists():
-        raise ValueError(f"{path} is missing: run all stages in this folder first")
+def _logged(folder: Path) -> Log:
+    if not (folder / FILE).exists():
+        raise ValueError(f"{folder / FILE} is missing: run all stages in this folder first")
     log: Log = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    for entry in read_log(folder):
         for name, value in entry.items():
             if name != "step":
                 log.setdefault(name, []).append((float(entry["step"]), float(value)))

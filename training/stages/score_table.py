@@ -11,6 +11,8 @@ from typing import Any
 
 from diag_core.checkpoint import CheckpointSettings
 
+from ..evaluate import motion_kept
+
 _ROWS = {
     "digit": ("digits right", ".1%"),
     "digit_alone": ("... of videos with one digit", ".1%"),
@@ -25,6 +27,10 @@ _ROWS = {
     "colour_error": ("colour error, RMS of 0..1", ".4f"),
     "ground_error": ("ground error, RMS of 0..1", ".4f"),
     "frechet": ("Frechet distance of frames", ".2f"),
+}
+_KEPT = {
+    "amplitude": "motion amplitude kept of the teacher's, by centre",
+    "flow_amplitude": "motion amplitude kept of the teacher's, by optical flow",
 }
 _DRIFT = {
     "digit": ("drift of digits right, last chunk less first", "+.1%"),
@@ -55,7 +61,7 @@ def score_table(
     """Lines of the table: a column a stage, mean and spread over the seeds.
 
     Args:
-        reports: stage -> result of `evaluate_videos`.
+        reports: stage -> result of `evaluate_videos`; first the teacher's, whose motion the others' is set against.
         forwards_of: stage -> forwards of a video.
         seconds: stage -> of a video, decoding included.
     """
@@ -70,6 +76,9 @@ def score_table(
     for key, (title, form) in _ROWS.items():
         if all(key in report["scores"] for report in reports.values()):
             row(title, [_with_spread(report, key, form) for report in reports.values()])
+    first = next(iter(reports.values()))
+    for key, title in _KEPT.items():
+        row(title, [f"{motion_kept(report, first)[key]:.0%}" for report in reports.values()])
     for key, (title, form) in _DRIFT.items():
         row(title, [format(report["drift"][key], form) for report in reports.values()])
     return lines

@@ -1,4 +1,4 @@
-"""The moving-digits teacher end to end: autoencoder, classifier, latents, flow matching, export, scores.
+"""The moving-digits teacher: autoencoder, classifier, latents, and the parts of its training.
 
 Each stage leaves its result in the output folder; what is there is not made again, and what was interrupted goes on.
 """
@@ -9,7 +9,6 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,33 +26,13 @@ from ..recipes.toy import ToyRecipe
 from ..roles import load_role
 from ..videos import SHOWN, save_frames, save_videos
 from . import autoencoder, flow_matching
-from .scoring import evaluate, sampler_of
+from .scoring import sampler_of
 
 log = logging.getLogger(__name__)
 
 _SAMPLE_SEED = 10_000
 """of the prompts that are sampled during training"""
 TEACHER = "teacher.safetensors"
-
-
-def run(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> dict[str, Any]:
-    """All stages; returns the teacher's scores, which are also written to `teacher_scores.json`.
-
-    Raises:
-        ValueError: the folder holds the work of another recipe.
-        OSError: a full disk, say; nothing is left half written.
-    """
-    prepare(recipe, folder, device=device)
-    for part in recipe.parts:
-        train_part(recipe, folder, part, device=device)
-    return evaluate(
-        folder,
-        prompts=recipe.evaluation_prompts,
-        seeds=recipe.evaluation_seeds,
-        file=TEACHER,
-        data=recipe.data,
-        report=folder / "teacher_scores.json",
-    )
 
 
 def prepare(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> None:

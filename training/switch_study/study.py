@@ -6,16 +6,15 @@ Shapes: P pairs, T pixel frames; pixels [P,3,T,H,W] in -1..1.
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from diag_core.bench.meter import describe_machine
 
 from ..classifier import load_classifier
 from ..io import save_json
@@ -107,9 +106,7 @@ def run(
         "differences": differences({v.name: readings[v.name] for v in config.variants}),
         "settings": settings.to_dict(),
         "seconds": round(time.monotonic() - began),
-        "threads": torch.get_num_threads(),
-        "processor": _processor(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        "machine": describe_machine(sampler.model.device),
     }
     return Study(result, shown, prompts)
 
@@ -162,12 +159,3 @@ def _command(folder: Path, config: StudyConfig, file: str, overrides: dict[str, 
     given = sizes | {"file": file} | {name: value for name, value in overrides.items() if value is not None}
     options = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items()]
     return " ".join(["python -m training switch-study", shlex.quote(str(folder)), *options])
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} logical"

@@ -9,6 +9,7 @@ import torch
 
 from diag_core.settings import WAN_NEGATIVE_PROMPT
 
+from ..devices import device_of
 from ..distributed import agreement, rank, session, world_size
 from ..fields import listing
 from ..overrides import with_overrides
@@ -96,7 +97,7 @@ def _embed(options: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     prompts = read_prompts(options.prompts)[: options.limit]
-    device = _device(options.device)
+    device = device_of(options.device)
     identity = encoder_identity(options.text_encoder, text_len=options.text_len)
 
     def load() -> UMT5Encoder:
@@ -115,7 +116,7 @@ def _stage(options: argparse.Namespace) -> None:
     if options.list_fields:
         print(listing(recipe))  # noqa: T201 - this is the command line
         return
-    device, part = _device(options.device), _part(options.part)
+    device, part = device_of(options.device), _part(options.part)
     if part[1] > 1 and not (isinstance(recipe, WanOdePairsRecipe) and not recipe.sharded):
         raise ValueError("--part is for ode-pairs without sharded=true: leave it out, torchrun shares out all else")
     for name in ("gpus", "gpu_memory", "tflops"):
@@ -168,16 +169,6 @@ def _require_one_process(command: str) -> None:
     with session(torch.device("cpu")), agreement():
         if world_size() > 1:
             raise ValueError(f"{command} is for one process: run it without torchrun")
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: there is no such device; use cpu or cuda") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
-    return device
 
 
 def _memory(device: torch.device) -> float | None:

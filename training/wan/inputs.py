@@ -21,7 +21,7 @@ from ..stages.ode_pairs import missing_shards, shard_name
 from .embeddings import EmbeddingError, Embeddings
 from .pairs import PairError, PairsOnDisk
 from .room import check_disk, check_memory
-from .setup import Inputs, Setup
+from .setup import Inputs, Setup, critic_path
 
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
@@ -153,6 +153,8 @@ def _open_model(inputs: Inputs, role: str, path: Path | None, lora: Path | None 
 def _open_critic(inputs: Inputs, setup: Setup) -> None:
     if (critic := setup.critic_begins_as) is not None:
         _open_model(inputs, "critic", critic)
+        if setup.generator is not None and critic != (left := critic_path(setup.generator)) and left.exists():
+            inputs.found.append(f"critic: not the one that stage 1 left, {left}, for --critic gives another")
         return
     teacher, generator = inputs.headers.get("teacher"), inputs.headers.get("generator")
     if teacher is None or generator is None:

@@ -45,17 +45,19 @@ def _advice(recipe: WanRecipe, setup: Setup) -> str:
 
 def check_disk(inputs: Inputs, setup: Setup) -> None:
     inputs.needed = _disk(inputs, setup)
-    there = setup.out.absolute()
+    makes_pairs = isinstance(setup.recipe, WanOdePairsRecipe) and setup.pairs is not None
+    option, folder = ("--pairs", setup.pairs_folder) if makes_pairs else ("--out", setup.out)
+    there = folder.absolute()
     while not there.exists():
         there = there.parent
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        inputs.wrong.append(f"--out {setup.out}: {there} is no folder that can be written to. Choose another one")
+        inputs.wrong.append(f"{option} {folder}: {there} is no folder that can be written to. Choose another one")
         return
     needed, free = sum(inputs.needed.values()), shutil.disk_usage(there).free
     if needed > free:
         what = ", ".join(f"{name} {count / 1e9:.1f} GB" for name, count in inputs.needed.items())
         inputs.wrong.append(
-            f"--out {setup.out}: {what} are needed on disk and {free / 1e9:.1f} GB are free. Free some space, or "
+            f"{option} {folder}: {what} are needed on disk and {free / 1e9:.1f} GB are free. Free some space, or "
             "choose a folder on another disk"
         )
 
@@ -82,6 +84,8 @@ def _disk(inputs: Inputs, setup: Setup) -> dict[str, int]:
             state = frozen * count + (frozen if recipe.lora.critic else 12) * parameters(configs["critic"])
             lora = lora_parameters(configs["generator"], recipe.lora)
             state, result = state + 16 * lora, result + lora  # which is written merged, and alone
+            if recipe.lora.critic:
+                state += 12 * lora_parameters(configs["critic"], recipe.lora)
     needed = {"saved states": max(0, _states_to_come(setup) * state - _half_written(setup)), "the result": 4 * result}
     if setup.critic_result is not None and "critic" in configs:
         needed["its critic"] = 2 * parameters(configs["critic"])

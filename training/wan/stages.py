@@ -26,6 +26,7 @@ from diag_core.attention import attention_backend
 from diag_core.checkpoint import PRESETS, CheckpointSettings, LoadedCheckpoint, load_dit, save_dit
 from diag_core.state_dict import strip_wrappers
 
+from ..checkpoint import saved
 from ..distributed import agreement, from_main, gathered, is_main, rank, world_size
 from ..ema import EMA
 from ..precision import precision_of
@@ -35,7 +36,7 @@ from ..stages.begin import begin
 from ..stages.distil import Distil
 from ..stages.ode_init import OdeInit
 from ..stages.ode_pairs import make_pairs
-from ..trainer import Task, train
+from ..trainer import STATES, Task, train
 from .gallery import WanGallery, sample_prompts
 from .inputs import fingerprint
 from .loading import load_model
@@ -84,7 +85,9 @@ def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, 
             if isinstance(recipe, WanOdePairsRecipe):
                 begin(setup.pairs_folder, recipe, _identities(setup, inputs), free=("shards", "batch", "sharded"))
             else:
-                begin(setup.folder, recipe, _identities(setup, inputs), free=("steps",), result=setup.result)
+                # A saved state holds the critic: what it began as is needed no more.
+                free = ("steps", "critic") if saved(setup.folder / STATES) else ("steps",)
+                begin(setup.folder, recipe, _identities(setup, inputs), free=free, result=setup.result)
     if isinstance(recipe, WanOdePairsRecipe):
         _make_pairs(recipe, setup, inputs, device, part)
     elif finished:
