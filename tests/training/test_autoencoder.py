@@ -9,6 +9,7 @@ import torch
 from diag_core.vae.tiny import TinyVAE, TinyVAEConfig
 from training.data.paths import MovingDigitsConfig
 from training.io import load_tensors, save_tensors
+from training.metrics import Collapse
 from training.stages import autoencoder
 from training.stages.autoencoder import AutoencoderConfig
 
@@ -69,6 +70,13 @@ def test_training_lowers_the_loss() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_one_that_diverges_ends_with_an_error_and_no_file(tmp_path: Path) -> None:
+    config = replace(TINY, learning_rate=1e30, gradient_clip=1e30, warmup_steps=1, steps=20)
+    with pytest.raises(Collapse, match="the autoencoder's loss is nan"):
+        autoencoder.train(config, tmp_path)
+    assert not list(tmp_path.glob("*"))
 
 
 def test_folded_statistics_normalise_and_keep_the_picture() -> None:

@@ -21,7 +21,8 @@ from diag_core.checkpoint import CheckpointSettings, load_dit, save_dit
 from training.__main__ import main
 from training.distillation_pictures import draw_playing
 from training.logbook import read_log
-from training.recipes.moving_digits import cpu, smoke
+from training.recipes import wan
+from training.recipes.moving_digits import cpu, cpu_long, smoke
 from training.stages.distil import Distil
 from training.stages.moving_digits import STAGES
 
@@ -298,6 +299,28 @@ def test_settings_that_cannot_be_are_named(tmp_path: Path, told, field: str, sai
     assert said in told() and not (tmp_path / "run").exists()
 
 
+def test_a_device_that_is_not_there(tmp_path: Path, told) -> None:
+    assert toy(tmp_path / "run", "--device", "no-such") == 2
+    assert "there is no such device; use cpu or cuda" in told() and not (tmp_path / "run").exists()
+
+
+def test_other_pairs_than_ode_initialisation_began_with(done: Path, tmp_path: Path, told) -> None:
+    for name in ("vae.safetensors", "classifier.safetensors", "teacher.safetensors", "ode_init/recipe.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(done / name, tmp_path / name)
+    assert toy(tmp_path, "--stage", "ode-pairs", "ode_pairs.seed=5") == 0
+    assert toy(tmp_path, "--stage", "ode-init") == 2
+    assert "was begun with other inputs: ode_pairs was" in told()
+
+
+def test_pairs_may_be_deleted_once_they_are_used(done: Path, tmp_path: Path) -> None:
+    for name in ("vae.safetensors", "classifier.safetensors", "teacher.safetensors", "ode_init.safetensors"):
+        shutil.copy(done / name, tmp_path / name)
+    (tmp_path / "ode_init").mkdir()
+    shutil.copy(done / "ode_init" / "recipe.json", tmp_path / "ode_init")
+    assert toy(tmp_path, "--stage", "ode-init") == 0
+
+
 def test_a_full_disk(done: Path, tmp_path: Path, told, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("vae", "classifier", "teacher", "ode_init"):
         (tmp_path / f"{name}.safetensors").write_bytes((done / f"{name}.safetensors").read_bytes())
@@ -322,6 +345,14 @@ def test_a_run_that_collapses_says_so(done: Path, tmp_path: Path, told) -> None:
     assert toy(tmp_path, "--stage", "stage1", "stage1.learning_rate=1e30", "stage1.clip=1e30") == 2
     assert "the run has collapsed at iteration" in told()
     assert not (tmp_path / "stage1.safetensors").exists()
+
+
+def test_stages_draw_numbers_of_their_own() -> None:
+    for recipe in (cpu(), cpu_long(), cpu().with_seed(3)):
+        assert recipe.stage1.seed != recipe.stage2.seed
+    assert wan.stage1().seed != wan.stage2().seed
+    seeds = [(recipe.stage1.seed, recipe.stage2.seed) for recipe in map(cpu().with_seed, range(4))]
+    assert len({seed for pair in seeds for seed in pair}) == 8 and seeds[0] == (cpu().stage1.seed, cpu().stage2.seed)
 
 
 def test_the_cpu_recipe_is_that_of_the_benchmark() -> None:

@@ -17,7 +17,7 @@ from wan_models import CONFIG, PROMPTS, random_dit, write_layouts, write_text_en
 
 from diag_core.checkpoint import PRESETS, save_dit
 from training.__main__ import main
-from training.recipes.wan import VideoSize, stage1
+from training.recipes.wan import VideoSize, ode_pairs, stage1
 from training.stages.ode_pairs import save_shard
 from training.wan import lora as wan_lora
 from training.wan import room
@@ -193,7 +193,25 @@ def test_memory_and_disk(stage, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage)
     told = stage("stage1")
-    assert "saved states" in told and "0.0 GB are free. Free some space" in told
+    assert "saved states" in told and "its critic" in told and "0.0 GB are free. Free some space" in told
+
+
+def test_pairs_are_written_where_pairs_says(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def usage(path: Path) -> tuple[int, int, int]:
+        asked.append(path)
+        return shutil.disk_usage("/")._replace(free=1000)
+
+    monkeypatch.setattr(room.shutil, "disk_usage", usage)
+    (there := tmp_path / "large").mkdir()
+    recipe = replace(ode_pairs(), video=VideoSize(width=32, height=32, latent_frames=6))
+    setup = Setup(
+        stage="ode-pairs", recipe=recipe, out=tmp_path / "out", embeddings=files.embeddings, teacher=files.teacher,
+        pairs=there / "pairs",
+    )  # fmt: skip
+    told = examine(setup).wrong
+    assert asked == [there] and f"--pairs {there / 'pairs'}: pairs 0.0 GB are needed" in told[0]
 
 
 def test_states_that_are_there_need_no_more_disk(files: Files, tmp_path: Path) -> None:
