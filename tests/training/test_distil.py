@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from diag_core import SeededNoise, WanConfig, WanDiT, generate
 from diag_core.checkpoint import PRESETS, CheckpointSettings, LoadedCheckpoint
+from diag_core.fast.compilation import cpp_compiler
 from training.checkpoint import newest
 from training.distribution_matching import NoiseLaw, estimates
 from training.logbook import read_log
@@ -188,8 +189,8 @@ def test_activations_can_be_computed_again_instead_of_kept() -> None:
 # -- resuming, on the CPU recipe's models and first steps ------------------------------------------------------------
 
 
-def cpu_distil(name: str) -> Distil:
-    recipe = replace(getattr(cpu(), name), steps=3, batch=1, generator_every=2, sample_every=0, compiled=False)
+def cpu_distil(name: str, *, compiled: bool = False) -> Distil:
+    recipe = replace(getattr(cpu(), name), steps=3, batch=1, generator_every=2, sample_every=0, compiled=compiled)
     config = cpu().preparation.model
     student = model(config, 0)
     encoder = _digits_encoder(config)
@@ -239,6 +240,17 @@ def test_the_first_steps_of_the_cpu_recipe_are_the_same_bit_for_bit_after_any_st
     again = make(name)
     train(name, again, again.recipe, tmp_path / "parts")  # does nothing but read the end
     assert same(tensors_of(whole.state_dict()), tensors_of(again.state_dict()))
+
+
+@pytest.mark.skipif(not cpp_compiler(), reason="torch.compile needs a C++ compiler")
+def test_so_are_they_where_blocks_are_compiled_as_the_recipe_does(tmp_path: Path) -> None:
+    whole = cpu_distil("stage1", compiled=True)
+    train("stage1", whole, whole.recipe, tmp_path / "whole")
+    for stop in (1, None):
+        torch._dynamo.reset()  # as a new process, which compiles anew
+        part = cpu_distil("stage1", compiled=True)
+        train("stage1", part, part.recipe, tmp_path / "parts", stop_after=stop)
+    assert same(tensors_of(whole.state_dict()), tensors_of(part.state_dict()))
 
 
 KILLED = """
