@@ -137,7 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     switches.add_argument("--schedule", help="instead of the checkpoint's")
     switches.add_argument("--json", type=Path, help="write the results there")
     switches.add_argument(
-        "--plot", type=Path, metavar="FOLDER", help="draw prompt-switch.png and prompt-switch-frames.png there"
+        "--plot",
+        type=Path,
+        metavar="FOLDER",
+        help="draw prompt-switch.png and prompt-switch-frames.png there, and write prompt-switch-tables.md",
     )
     switches.add_argument(
         "--example", type=int, default=0, help="the pair whose frames are drawn, of the first batch (default: 0)"

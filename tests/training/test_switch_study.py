@@ -179,6 +179,13 @@ def test_the_command_writes_results_and_pictures(tmp_path: Path) -> None:
     assert result["variants"]["recache joint, extra steps"]["schedule"] == "1 @ 22"
     for name in ("prompt-switch.png", "prompt-switch-frames.png"):
         assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+    lines = (tmp_path / "pictures" / "prompt-switch-tables.md").read_text(encoding="utf-8").splitlines()
+    cells = [cell.strip() for cell in next(x for x in lines if x.startswith("| recache chunks |")).split("|")]
+    chunks = result["variants"]["recache chunks"]
+    share = chunks["share"]["colour"][0]
+    assert cells[2] == str(chunks["forwards_after_switch"])
+    assert cells[5] == f"{100 * share['value']:.0f}% ({100 * share['lower']:.0f}–{100 * share['upper']:.0f})"  # noqa: RUF001
+    assert sum(x.startswith("| recache") or x.startswith("| extra steps") for x in lines) == 6 + 6 + 6
 
 
 @pytest.mark.parametrize(

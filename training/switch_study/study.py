@@ -23,6 +23,7 @@ from ..stages.scoring import load_for_sampling
 from .pairs import prompts_of, switch_pairs
 from .readings import Readings, differences, joined, read_videos, summary
 from .sampling import CONTROL, StudyConfig, SwitchSampler
+from .tables import tables
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,8 @@ def report(
         draw_shares(study.result).save(pictures / "prompt-switch.png")
         videos = {name: pixels[example] for name, pixels in study.shown.items()}
         draw_frames(videos, study.prompts[example], study.result).save(pictures / "prompt-switch-frames.png")
+        written = "\n".join(tables(study.result)) + "\n"
+        (pictures / "prompt-switch-tables.md").write_text(written, encoding="utf-8")
     for name, found in study.result["variants"].items():
         shares = ", ".join(
             f"{aspect} {100 * chunks[0]['value']:.0f}% to {100 * chunks[-1]['value']:.0f}%"
