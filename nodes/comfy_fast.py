@@ -26,8 +26,16 @@ DEVICES = {"cuda"}
 """Types of devices that it is taken on."""
 
 _KEY = "diagdistill_fast"
+_LEFT_OUT = "diagdistill_plain"
 _ON_DETACH = comfy.patcher_extension.CallbacksMP.ON_DETACH
 _OPTIONS = ("patches", "patches_replace", "optimized_attention_override")
+
+
+def leave_out(model: Any) -> Any:
+    """A clone of the MODEL that never takes the fast path."""
+    model = model.clone()
+    model.set_attachments(_LEFT_OUT, True)
+    return model
 
 
 def fast_path(patcher: Any, config: WanConfig, dtype: torch.dtype) -> FastDiT | None:
@@ -38,6 +46,9 @@ def fast_path(patcher: Any, config: WanConfig, dtype: torch.dtype) -> FastDiT | 
     """
     stock = patcher.model.diffusion_model
     if patcher.load_device.type not in DEVICES:
+        return None
+    if patcher.get_attachment(_LEFT_OUT):
+        release(stock)
         return None
     reason = _foreign(stock) or why_not(stock, dtype) or _elsewhere(stock, patcher.load_device)
     if reason is not None:

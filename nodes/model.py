@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..diag_core.checkpoint import load_tensors
 from . import comfy_bridge
+from .comfy_fast import leave_out
 from .demo_files import DEMO_NAME, dit_path
 from .files import choice_fault, chosen_file, file_fault, file_mark, first_fault
 
@@ -69,6 +70,13 @@ class DiagDistillModelLoader(io.ComfyNode):
                     step=0.05,
                     tooltip="1 is what the LoRA was trained for; 0 leaves it out.",
                 ),
+                io.Boolean.Input(
+                    "fast",
+                    default=True,
+                    optional=True,
+                    tooltip="The fast path on a GPU: fused kernels and CUDA graphs, the same result up to rounding. "
+                    "Off: ComfyUI's own forward, should a run fail or a video look wrong.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -97,11 +105,14 @@ class DiagDistillModelLoader(io.ComfyNode):
         return [file_mark(_path(model_name)), lora]
 
     @classmethod
-    def execute(cls, model_name: str, dtype: str, lora_name: str, lora_strength: float) -> io.NodeOutput:
+    def execute(
+        cls, model_name: str, dtype: str, lora_name: str, lora_strength: float, fast: bool = True
+    ) -> io.NodeOutput:
         lora = None if lora_name == NO_LORA else chosen_file(("loras",), lora_name)
         loaded = load_tensors(_path(model_name), lora=lora, lora_strength=lora_strength)
         model = comfy_bridge.load_stock_model(loaded.tensors, dtype)
-        return io.NodeOutput(comfy_bridge.attach_settings(model, loaded.settings))
+        model = comfy_bridge.attach_settings(model, loaded.settings)
+        return io.NodeOutput(model if fast else leave_out(model))
 
 
 NODES = [DiagDistillModelLoader]

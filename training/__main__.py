@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on from here", file=sys.stderr)  # noqa: T201
         return stopped.status
+    except ImportError as error:
+        print(f"error: {error}. Training needs the extra `train`: pip install -e '.[train]'", file=sys.stderr)  # noqa: T201
+        return 2
     except (ValueError, OSError, Collapse, FloatingPointError) as error:
         print(f"error: {_told(error)}", file=sys.stderr)  # noqa: T201
         return 2

@@ -140,6 +140,8 @@ def main(comfyui: str) -> None:
     compare("partial offload", others)
     weight_function.clear()
     compare("fp8", new("fp8_e4m3fn"))
+    compare("left out", comfy_fast.leave_out(model).clone())
+    FOUND["left out, storage"] = fast_of(model) is None
 
     attention = comfy.ldm.modules.attention
     before = attention.optimized_attention

@@ -48,6 +48,12 @@ def test_it_steps_aside(found: dict[str, Any], name: str, reason: str) -> None:
     assert case["difference"] == 0
 
 
+def test_it_can_be_left_out(found: dict[str, Any]) -> None:
+    case = found["left out"]
+    assert case["fast_forwards"] == 0 and case["said"] == "" and case["difference"] == 0
+    assert found["left out, storage"]
+
+
 def test_it_steps_aside_for_weights_on_another_device(found: dict[str, Any]) -> None:
     assert found["weights elsewhere"]
     assert "WARNING" in found["said of weights elsewhere"]
