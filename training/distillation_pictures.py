@@ -118,7 +118,7 @@ def _draw_panel(canvas: Canvas, panel: Panel, x0: float, y0: float, width: float
     values = [value for curve in panel.curves for _, value in curve.points]
     values += [] if panel.reference is None else [panel.reference]
     last = max(step for curve in panel.curves for step, _ in curve.points)
-    low, high = _axis(min(values), max(values))
+    low, high = _axis(min(values), max(values), most=1.0 if panel.percent else math.inf)
 
     def place(step: float, value: float) -> tuple[float, float]:
         return (
@@ -150,9 +150,9 @@ def _draw_panel(canvas: Canvas, panel: Panel, x0: float, y0: float, width: float
         canvas.text(x + 24, y0 + height + 32, "teacher", 12, anchor="lm")
 
 
-def _axis(low: float, high: float) -> tuple[float, float]:
-    """From 0, unless the values lie far from it and close together."""
+def _axis(low: float, high: float, *, most: float) -> tuple[float, float]:
+    """From 0, unless the values lie far from it and close together; not beyond `most`, than which there is no more."""
     if low >= 0 and low < 0.7 * high:
         low = 0.0
     margin = 0.05 * ((high - low) or 1.0)
-    return (0.0 if low == 0 else low - margin), high + margin
+    return (0.0 if low == 0 else low - margin), min(high + margin, max(high, most))

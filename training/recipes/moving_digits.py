@@ -37,7 +37,7 @@ def _cpu_stage1() -> DistilRecipe:
 
 def _cpu_stage2() -> DistilRecipe:
     # Other draws than stage 1's: its critic, which goes on, has seen those.
-    return _cpu_stage(schedule="4322222", steps=600, seed=1)
+    return _cpu_stage(schedule="4322222", steps=600, seed=1, weights=LossWeights(regression=1.0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,4 +110,9 @@ def _range(interval: Found, form: str, unit: str = "") -> str:
 def _signed(interval: Found, form: str) -> str:
     if interval["value"] is None:
         return _UNKNOWN
-    return f"{interval['value']:{form}} ({interval['lower']:{form}} to {interval['upper']:{form}})"
+    value, lower, upper = (_without_minus_zero(f"{interval[name]:{form}}") for name in ("value", "lower", "upper"))
+    return f"{value} ({lower} to {upper})"
+
+
+def _without_minus_zero(number: str) -> str:
+    return number if float(number) else number.replace("-", "+")
