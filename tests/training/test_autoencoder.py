@@ -9,6 +9,7 @@ import torch
 from diag_core.vae.tiny import TinyVAE, TinyVAEConfig
 from training.data.paths import MovingDigitsConfig
 from training.io import load_tensors, save_tensors
+from training.logbook import read_log
 from training.metrics import Collapse
 from training.stages import autoencoder
 from training.stages.autoencoder import AutoencoderConfig
@@ -35,6 +36,7 @@ def few_videos(monkeypatch: pytest.MonkeyPatch) -> None:
     statistics = autoencoder.latent_statistics
     monkeypatch.setattr(autoencoder, "latent_statistics", lambda model, config: statistics(model, config, videos=2))
     monkeypatch.setattr(autoencoder, "held_out_psnr", lambda model, data: 12.345)
+    monkeypatch.setattr(autoencoder, "LOG_EVERY", 2)
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +57,12 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: py
     resumed = autoencoder.load_autoencoder(autoencoder.train(TINY, tmp_path / "cut"))
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+    logs = [read_log(tmp_path / run) for run in ("whole", "cut")]
+    assert [entry["step"] for entry in logs[0]] == [2, 4, 6] and logs[0] == logs[1]
+    assert {"loss", "noisy_psnr", "gradient_norm"} < set(logs[0][0])
+    assert {path.name for path in (tmp_path / "whole" / "samples").glob("*.png")} == {
+        "step_000003.png", "step_000006.png"
+    }  # fmt: skip
 
 
 def test_training_lowers_the_loss() -> None:
@@ -76,7 +84,7 @@ def test_one_that_diverges_ends_with_an_error_and_no_file(tmp_path: Path) -> Non
     config = replace(TINY, learning_rate=1e30, gradient_clip=1e30, warmup_steps=1, steps=20)
     with pytest.raises(Collapse, match="the autoencoder's loss is nan"):
         autoencoder.train(config, tmp_path)
-    assert not list(tmp_path.glob("*"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"log.jsonl", "tensorboard"}
 
 
 def test_folded_statistics_normalise_and_keep_the_picture() -> None:

@@ -73,6 +73,8 @@ def test_every_stage_leaves_its_result(done: Path) -> None:
         assert entries[-1]["step"] == steps
         assert {"sample/digit", "sample/motion", "sample/saturation", "sample/contrast"} <= set(entries[-1])
         assert (done / stage / "samples" / "teacher.mp4").exists()
+    for sample in ("autoencoder/samples/step_000002", "ode_pairs/samples/ends"):
+        assert all((done / f"{sample}.{ending}").exists() for ending in ("mp4", "png"))
         assert list((done / stage / "tensorboard").iterdir())
     assert {path.stem for path in (done / "scores").iterdir()} == {"teacher", "ode_init", "stage1", "dit"}
 

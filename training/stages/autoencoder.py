@@ -32,10 +32,15 @@ from ..data.moving_digits import draw_clips, render
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import sample_scene
 from ..io import load_state, load_tensors, save_state, save_tensors
+from ..logbook import Logbook
 from ..metrics import require_finite
 from ..precision import autocast
+from ..videos import save_videos
 
 log = logging.getLogger(__name__)
+
+LOG_EVERY = 50
+"""steps between lines of the log"""
 
 _DATA = "data"  # of a file's metadata: the videos it was trained on
 
@@ -112,6 +117,7 @@ def train(config: AutoencoderConfig, folder: str | Path, *, device: torch.device
         optimizer.load_state_dict(state["optimizer"])
         done = state["step"]
         log.info("autoencoder: going on from step %d", done)
+    logbook = Logbook(folder, done)
     started = time.perf_counter()
     for step in range(done, config.steps):
         for group in optimizer.param_groups:
@@ -122,15 +128,15 @@ def train(config: AutoencoderConfig, folder: str | Path, *, device: torch.device
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
         optimizer.step()
-        if (step + 1) % 50 == 0:
+        if (step + 1) % LOG_EVERY == 0:
+            told = {"loss": loss.item(), "noisy_psnr": psnr(squared), "gradient_norm": norm.item()}
+            logbook.write(step + 1, told)
             rate = (step + 1 - done) / (time.perf_counter() - started)
             log.info(
                 "autoencoder: step %d of %d, loss %.4f, noisy PSNR %.1f dB, gradient %.2f, %.1f steps/s",
                 step + 1,
                 config.steps,
-                loss.item(),
-                psnr(squared),
-                norm.item(),
+                *told.values(),
                 rate,
             )
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
@@ -142,7 +148,19 @@ def train(config: AutoencoderConfig, folder: str | Path, *, device: torch.device
                 "recipe": recipe,
             }
             save_state(state_path, state)
+            _show(model, config, folder / "samples", f"step_{step + 1:06d}", device)
+    logbook.close()
     return finish(model.cpu(), config, folder)
+
+
+def _show(
+    model: TinyVAE, config: AutoencoderConfig, folder: Path, name: str, device: torch.device | str, videos: int = 4
+) -> None:
+    """Writes held-out videos, each beside what the autoencoder makes of it."""
+    clips = draw_clips(range(videos), split="test", seed=1, config=config.data, held_out=None)
+    pixels = render(clips, config.data)
+    pairs = torch.stack([pixels, reconstruct(model, pixels.to(device)).cpu()], dim=1).flatten(0, 1)
+    save_videos(folder, name, pairs, fps=config.data.fps)
 
 
 def finish(model: TinyVAE, config: AutoencoderConfig, folder: Path) -> Path:

@@ -37,17 +37,18 @@ from ..classifier import load_classifier
 from ..data.prompts import random_prompt, sample_scene
 from ..distributed import agreement, gathered, is_main, session, world_size
 from ..ema import EMA
-from ..io import save_json
+from ..io import load_tensors, save_json
 from ..recipes.distillation import DistilRecipe, LoopRecipe
 from ..recipes.moving_digits import MovingDigitsRecipe
 from ..roles import Roles, digest, digest_of, load_role
 from ..trainer import Task, train
+from ..videos import SHOWN, save_videos
 from . import autoencoder, scoring, toy_teacher
 from .begin import begin
 from .distil import Distil
 from .gallery import DigitsGallery
 from .ode_init import OdeInit
-from .ode_pairs import load_pairs, make_pairs
+from .ode_pairs import load_pairs, make_pairs, shard_name
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,11 @@ class Pipeline:
         make_pairs(
             self.recipe.ode_pairs, teacher, folder, draw_prompts=draw_prompts, encode=self._encode, shape=self._shape
         )
+        if not (folder / "samples").exists():
+            vae = autoencoder.load_autoencoder(self._need(VAE, "autoencoder"))
+            ends = load_tensors(folder / shard_name(0))[0]["points"][:SHOWN, -1].float()
+            with torch.no_grad():
+                save_videos(folder / "samples", "ends", vae.decode(ends), fps=self.recipe.preparation.data.fps)
 
     def ode_init(self) -> None:
         recipe = self.recipe.ode_init
