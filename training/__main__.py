@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         print(f"error: {error}. Training needs the extra `train`: pip install -e '.[train]'", file=sys.stderr)  # noqa: T201
         return 2
-    except (ValueError, OSError, Collapse, FloatingPointError) as error:
+    except (ValueError, OSError, Collapse) as error:
         print(f"error: {_told(error)}", file=sys.stderr)  # noqa: T201
         return 2
     return 0

@@ -85,7 +85,8 @@ def test_recipes_can_be_changed_deep_down() -> None:
 @pytest.mark.parametrize("make", RECIPES.values(), ids=RECIPES)
 def test_another_seed_reaches_every_stage(make) -> None:
     recipe = make().with_seed(5)
-    assert {recipe.ode_pairs.seed, recipe.ode_init.seed, recipe.stage1.seed, recipe.stage2.seed} == {5}
+    assert {recipe.ode_pairs.seed, recipe.ode_init.seed} == {5}
+    assert (recipe.stage1.seed, recipe.stage2.seed) == (10, 11)  # which share the form of their draws
     preparation = recipe.preparation
     seeds = [part.seed for part in preparation.parts.values()]
     assert preparation.autoencoder.seed == 5
