@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{stopped}; the same command goes on from here", file=sys.stderr)  # noqa: T201
         return stopped.status
     except ImportError as error:
-        print(f"error: {error}. Training needs the extra `train`: pip install -e '.[train]'", file=sys.stderr)  # noqa: T201
+        way = "Training needs the extras `text` and `train`: pip install -e '.[text,train]'"
+        print(f"error: {error}. {way}", file=sys.stderr)  # noqa: T201
         return 2
     except (ValueError, OSError, Collapse) as error:
         print(f"error: {_told(error)}", file=sys.stderr)  # noqa: T201
