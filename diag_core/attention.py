@@ -72,8 +72,8 @@ def _cudnn() -> Attention:
 
 
 def _dense(kernel: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attention:
-    """A kernel without masks, for half precision. Others go to SDPA: masked calls, and float32, which autocast leaves in
-    a cache of float32 weights."""
+    """A kernel without masks, for half precision. Others go to SDPA: masked calls, and float32, which autocast leaves
+    in a cache of float32 weights."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if mask is not None or q.dtype not in (torch.float16, torch.bfloat16):
