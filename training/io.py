@@ -1,4 +1,4 @@
-"""Files that are whole or absent: tensors and training state, written atomically, and reading them back."""
+"""Files that are whole or absent: tensors and small results, written atomically, and reading them back."""
 
 from __future__ import annotations
 
@@ -40,15 +40,6 @@ def checksum(tensor: torch.Tensor) -> int:
     return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def save_state(path: str | Path, state: Mapping[str, Any]) -> Path:
-    """Write training state (state dicts, counters) for `load_state`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file, disk_errors():
-        torch.save(dict(state), file)
-    return path
-
-
 @contextmanager
 def disk_errors() -> Iterator[None]:
     """Raises the OSError behind a RuntimeError: of a full disk PyTorch's writer tells that its file has not the size it
@@ -62,14 +53,6 @@ def disk_errors() -> Iterator[None]:
         if cause is None:
             raise
         raise cause from None
-
-
-def load_state(path: str | Path) -> dict[str, Any] | None:
-    """State written by `save_state`, or None when there is none yet. Tensors and plain values only."""
-    if not Path(path).exists():
-        return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
 
 
 def remove_leftovers(folder: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Health of a run: what its sample videos look like beside the teacher's, and the signs of collapse.
+"""Health of a run: what its samples look like beside what they are to be like, and the signs of collapse.
 
 Users of this family of methods report static, flashing and over-saturated videos, and losses that turn to NaN. Each has
 a number here and a limit; a run beyond one stops and says which.
@@ -21,7 +21,8 @@ class Collapse(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class HealthLimits:
-    """How far sample videos may be from the teacher's on the same prompts, as ratios of means over videos.
+    """How far samples may be from those they are compared with, the teacher's on the same prompts or real ones, as
+    ratios of means over videos.
 
     Raises:
         ValueError: limits that no video could keep.
@@ -43,7 +44,7 @@ class HealthLimits:
     def __post_init__(self) -> None:
         if not (0 <= self.static < 1 < self.flashing and 0 <= self.washed_out < 1 < self.harsh and self.saturated > 1):
             raise ValueError(
-                "health limits are ratios to the teacher: static and washed_out below 1, flashing, saturated and harsh "
+                "health limits are ratios: static and washed_out below 1, flashing, saturated and harsh "
                 f"above 1, got {self}"
             )
         if self.patience < 1:
@@ -52,20 +53,24 @@ class HealthLimits:
 
 def pixel_health(pixels: Tensor) -> dict[str, float]:
     """Means over videos: motion (absolute change between neighbouring pixel frames), saturation (highest minus lowest
-    colour channel), contrast (standard deviation of brightness within a frame); all of values in 0..1."""
+    colour channel), contrast (standard deviation of brightness within a frame); all of values in 0..1. Single frames
+    have no motion."""
     shown = pixels.float().clamp(-1, 1).add(1).div(2)
-    return {
-        "motion": float(shown.diff(dim=2).abs().mean()) if shown.shape[2] > 1 else 0.0,
+    motion = {"motion": float(shown.diff(dim=2).abs().mean())} if shown.shape[2] > 1 else {}
+    return motion | {
         "saturation": float((shown.amax(1) - shown.amin(1)).mean()),
         "contrast": float(shown.mean(1).flatten(2).std(2).mean()),
     }
 
 
-def signs_of_collapse(health: Mapping[str, float], teacher: Mapping[str, float], limits: HealthLimits) -> list[str]:
-    """What is wrong with sample videos, in words; nothing for healthy ones. Both mappings are of `pixel_health`."""
-    broken = [name for name in ("motion", "saturation", "contrast") if not math.isfinite(health[name])]
+def signs_of_collapse(
+    health: Mapping[str, float], reference: Mapping[str, float], limits: HealthLimits, *, of: str = "the teacher's"
+) -> list[str]:
+    """What is wrong with samples, in words; nothing for healthy ones. Both mappings are of `pixel_health`; `of` says
+    whose the second one is."""
+    broken = [name for name in ("motion", "saturation", "contrast") if not math.isfinite(health.get(name, 0.0))]
     if broken:
-        return [f"not a number: {', '.join(broken)} of the sample videos"]
+        return [f"not a number: {', '.join(broken)} of the samples"]
     checks = (
         ("static", "motion", limits.static, "below", _LESS_STEPS),
         ("flashing", "motion", limits.flashing, "above", _SLOWER),
@@ -75,9 +80,11 @@ def signs_of_collapse(health: Mapping[str, float], teacher: Mapping[str, float],
     )
     signs = []
     for sign, name, limit, side, advice in checks:
-        ratio = health[name] / max(teacher[name], 1e-9)
+        if name not in health:
+            continue
+        ratio = health[name] / max(reference[name], 1e-9)
         if ratio < limit if side == "below" else ratio > limit:
-            signs.append(f"{sign}: {name} is {ratio:.2f} of the teacher's, {side} {limit:g}. {advice}")
+            signs.append(f"{sign}: {name} is {ratio:.2f} of {of}, {side} {limit:g}. {advice}")
     return signs
 
 
@@ -93,8 +100,10 @@ class HealthWatch:
         bad: how many in a row there have been.
     """
 
-    def __init__(self, teacher: Mapping[str, float], limits: HealthLimits, bad: int = 0) -> None:
-        self.teacher, self.limits, self.bad = dict(teacher), limits, bad
+    def __init__(
+        self, reference: Mapping[str, float], limits: HealthLimits, bad: int = 0, *, of: str = "the teacher's"
+    ) -> None:
+        self.reference, self.limits, self.bad, self.of = dict(reference), limits, bad, of
 
     def judge(self, step: int, health: Mapping[str, float]) -> list[str]:
         """The signs at iteration `step`.
@@ -102,7 +111,7 @@ class HealthWatch:
         Raises:
             Collapse: they have been there too long.
         """
-        signs = signs_of_collapse(health, self.teacher, self.limits)
+        signs = signs_of_collapse(health, self.reference, self.limits, of=self.of)
         self.bad = self.bad + 1 if signs else 0
         if self.bad >= self.limits.patience:
             raise Collapse(f"the run has collapsed at iteration {step}, {'; '.join(signs)}")

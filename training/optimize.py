@@ -1,8 +1,8 @@
-"""AdamW with a warm-up and a limit on the gradient's norm, for one model."""
+"""AdamW with a changing learning rate and a limit on the gradient's norm, for one model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,30 +15,37 @@ Losses = tuple[Tensor, dict[str, Tensor]]
 """(what is minimised, what is logged): scalars, the latter without graph"""
 
 
+LearningRate = Callable[[int], float]
+"""steps done -> learning rate of the next"""
+
+
+def warming_up(highest: float, steps: int) -> LearningRate:
+    """Rises linearly from 0 over so many steps, and stays."""
+    return lambda done: highest * min(1.0, (done + 1) / max(1, steps))
+
+
 class Optimizer:
-    """Steps one model. The warm-up counts the optimizer's own steps, so it is part of the state.
+    """Steps one model. The learning rate goes by the optimizer's own steps, so their number is part of the state.
 
     Args:
         model: sharded already, if it is to be; parameters that ask for gradients are trained.
         clip: largest gradient norm, of all shards together.
-        warmup_steps: over which the learning rate rises from 0.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        learning_rate: float,
+        learning_rate: LearningRate,
         betas: tuple[float, float],
         weight_decay: float,
         clip: float,
-        warmup_steps: int,
     ) -> None:
         self.weights = trained_weights(model)
-        self.learning_rate, self.clip, self.warmup_steps = learning_rate, clip, warmup_steps
+        self.learning_rate, self.clip = learning_rate, clip
         self.steps = 0
         self.adam = torch.optim.AdamW(
-            self.weights.values(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+            self.weights.values(), lr=learning_rate(0), betas=betas, weight_decay=weight_decay, fused=True
         )
         # AdamW makes these at its first step. A saved state is read into what is there, so they are made now.
         for p in self.weights.values():
@@ -67,9 +74,9 @@ class Optimizer:
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         torch.nn.utils.clip_grads_with_norm_(weights, self.clip, norm)
-        self.steps += 1
         for group in self.adam.param_groups:
-            group["lr"] = self.learning_rate * min(1.0, self.steps / max(1, self.warmup_steps))
+            group["lr"] = self.learning_rate(self.steps)
+        self.steps += 1
         self.adam.step()
         self.adam.zero_grad()
         return {name: torch.stack(values).mean() for name, values in logged.items()}, norm

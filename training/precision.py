@@ -35,9 +35,9 @@ def half_is_quick(device: torch.device | str) -> bool:
     return torch.device(device).type != "cpu" or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
-def autocast(device: torch.device | str) -> torch.autocast:
-    """Autocast of float32 weights to bfloat16 where the device is quick in it, else a context that changes nothing."""
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half_is_quick(device))
+def autocast(device: torch.device | str, name: str = "auto") -> torch.autocast:
+    """Autocast of float32 weights to one of PRECISIONS; a context that changes nothing where that is fp32."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision_of(name, device).itemsize == 2)
 
 
 def sampling_precision(model: WanDiT) -> torch.dtype:

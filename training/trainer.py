@@ -1,4 +1,4 @@
-"""The loop of the stages that distil: update, log, sample, save; go on after a kill as if there had been none.
+"""The loop of every stage that trains: update, log, sample, save; go on after a kill as if there had been none.
 
 An update draws all it needs from the seed and its own number, and a state holds all that updates change, so a run that
 was killed at any moment and resumed makes the same draws as one that was not. On a CPU, with as many processes as
@@ -27,7 +27,7 @@ from .distributed import agreement, from_all, from_main, is_main, mean
 from .io import remove_leftovers
 from .logbook import Logbook
 from .metrics import Collapse, HealthWatch, require_finite
-from .recipes.distillation import LoopRecipe
+from .recipes.loop import LoopRecipe
 from .stopping import Stopped, status_of, stop_signals
 from .videos import save_videos
 
@@ -50,13 +50,17 @@ class Task(Protocol):
 
 
 class Gallery(Protocol):
-    """Makes and judges sample videos; all processes together, since each may hold but a part of the weights."""
+    """Makes and judges samples; all processes together, since each may hold but a part of the weights."""
 
-    def teacher(self) -> dict[str, float]:
-        """Health of the teacher's videos, which those of a run are compared with."""
+    @property
+    def compared_with(self) -> str:
+        """Whose videos those of a run are compared with, in the genitive: "the teacher's"."""
+
+    def reference(self) -> dict[str, float]:
+        """Health of those videos."""
 
     def sample(self) -> tuple[Tensor, dict[str, float]]:
-        """Pixels [N,3,T,H,W] of the averaged weights, and their health (`pixel_health` and more)."""
+        """Pixels [N,3,T,H,W] of the present weights, and their health (`pixel_health` and more)."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,12 @@ def train(
         return
     watch = None
     if gallery is not None and recipe.sample_every:
-        watch = HealthWatch(gallery.teacher(), recipe.limits, bad)
+        watch = HealthWatch(gallery.reference(), recipe.limits, bad, of=gallery.compared_with)
     with agreement():
         book = Logbook(folder, done, wandb=recipe.wandb, settings=dataclasses.asdict(recipe))
     pending: dict[str, list[Tensor]] = {}
     progress = Progress(time.monotonic(), done, done, recipe.steps)
-    with stop_signals() as signals, closing(book), _ways_told(folder):
+    with stop_signals() as signals, closing(book), _ways_told(folder, recipe):
         for step in range(done, last):
             for key, value in task.update(step).items():
                 pending.setdefault(key, []).append(value.detach())
@@ -150,19 +154,19 @@ def _resume(name: str, task: Task, recipe: LoopRecipe, folder: Path) -> tuple[in
 
 
 @contextmanager
-def _ways_told(folder: Path) -> Iterator[None]:
+def _ways_told(folder: Path, recipe: LoopRecipe) -> Iterator[None]:
     """Adds to a Collapse what can be done with the run."""
     try:
         yield
     except Collapse as collapse:
-        way = "No state was saved before"
-        if states := checkpoint.saved(folder / STATES):
+        way = ""
+        if states := checkpoint.saved(folder / STATES) if recipe.ends_anywhere else []:
             way = (
                 f"To have the weights from before, set steps to {' or '.join(map(str, states))}, of which there are "
-                "saved states: the same command then ends the stage there"
+                "saved states: the same command then ends the stage there. "
             )
         anew = f"Other settings need another output folder, or {folder} to be deleted"
-        raise Collapse(f"{collapse}. {way}. {anew}") from None
+        raise Collapse(f"{collapse}. {way}{anew}") from None
 
 
 def _look(name: str, gallery: Gallery, watch: HealthWatch, step: int, book: Logbook, folder: Path) -> None:

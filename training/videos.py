@@ -20,13 +20,17 @@ STRIP_FRAMES = 8
 
 
 def save_videos(folder: Path, name: str, pixels: Tensor, *, fps: float = DEFAULT_FPS) -> None:
-    """Writes `name`.mp4 and `name`.png of the first videos, each whole or not at all.
+    """Writes `name`.mp4 and `name`.png of the first videos, each whole or not at all; of single frames the latter
+    alone, with all in one row.
 
     Raises:
         OSError: they cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shown = pixels[:SHOWN].float().cpu()
+    if shown.shape[2] == 1:
+        write_png(folder / f"{name}.png", torch.cat([to_uint8(video[None])[0] for video in shown], dim=1))
+        return
     count = min(STRIP_FRAMES, shown.shape[2])
     rows = [frame_strip(video[None], count) for video in shown]
     gap = rows[0].new_full((2, rows[0].shape[1], 3), 255)
@@ -35,14 +39,3 @@ def save_videos(folder: Path, name: str, pixels: Tensor, *, fps: float = DEFAULT
     path = folder / f"{name}.mp4"
     with Mp4Writer(path, width=side_by_side.shape[2], height=side_by_side.shape[1], fps=fps) as writer:
         writer.write(side_by_side)
-
-
-def save_frames(folder: Path, name: str, pixels: Tensor) -> None:
-    """Writes `name`.png: the first frame of the first videos, side by side.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = pixels[:SHOWN, :, :1].float().cpu()
-    write_png(folder / f"{name}.png", torch.cat([to_uint8(video[None])[0] for video in shown], dim=1))

@@ -10,7 +10,8 @@ from diag_core.vae.tiny import TinyVAE, TinyVAEConfig
 from training.data.paths import MovingDigitsConfig
 from training.io import load_tensors, save_tensors
 from training.logbook import read_log
-from training.metrics import Collapse
+from training.metrics import Collapse, HealthLimits
+from training.recipes.toy import NO_LIMITS
 from training.stages import autoencoder
 from training.stages.autoencoder import AutoencoderConfig
 
@@ -28,6 +29,10 @@ TINY = AutoencoderConfig(
     pixel_frames=10,
     warmup_steps=2,
     save_every=3,
+    log_every=2,
+    sample_every=3,
+    sample_prompts=2,
+    limits=NO_LIMITS,
 )
 
 
@@ -36,7 +41,6 @@ def few_videos(monkeypatch: pytest.MonkeyPatch) -> None:
     statistics = autoencoder.latent_statistics
     monkeypatch.setattr(autoencoder, "latent_statistics", lambda model, config: statistics(model, config, videos=2))
     monkeypatch.setattr(autoencoder, "held_out_psnr", lambda model, data: 12.345)
-    monkeypatch.setattr(autoencoder, "LOG_EVERY", 2)
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,14 +56,15 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tmp_path: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         autoencoder.train(TINY, tmp_path / "cut")
     monkeypatch.setattr(autoencoder, "training_batch", drawn)
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(ValueError, match="begun with another recipe: seed was 0, now it is 1"):
         autoencoder.train(replace(TINY, seed=1), tmp_path / "cut")
     resumed = autoencoder.load_autoencoder(autoencoder.train(TINY, tmp_path / "cut"))
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     logs = [read_log(tmp_path / run) for run in ("whole", "cut")]
-    assert [entry["step"] for entry in logs[0]] == [2, 4, 6] and logs[0] == logs[1]
+    assert [entry["step"] for entry in logs[0] if "loss" in entry] == [2, 3, 4, 6] and logs[0] == logs[1]
     assert {"loss", "noisy_psnr", "gradient_norm"} < set(logs[0][0])
+    assert [entry["step"] for entry in logs[0] if "sample/psnr" in entry] == [3, 6]
     assert {path.name for path in (tmp_path / "whole" / "samples").glob("*.png")} == {
         "step_000003.png", "step_000006.png"
     }  # fmt: skip
@@ -72,7 +77,7 @@ def test_training_lowers_the_loss() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for step in range(60):
-        loss, _ = autoencoder._loss(model, autoencoder.training_batch(step, config), step, config)
+        loss, _ = autoencoder._losses(model, autoencoder.training_batch(step, config), step, config)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -82,9 +87,18 @@ def test_training_lowers_the_loss() -> None:
 
 def test_one_that_diverges_ends_with_an_error_and_no_file(tmp_path: Path) -> None:
     config = replace(TINY, learning_rate=1e30, gradient_clip=1e30, warmup_steps=1, steps=20)
-    with pytest.raises(Collapse, match="the autoencoder's loss is nan"):
+    with pytest.raises(Collapse, match="loss is nan"):
         autoencoder.train(config, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} <= {"log.jsonl", "tensorboard"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"log.jsonl", "tensorboard", "recipe.json"}
+
+
+def test_one_that_makes_everything_grey_ends_with_an_error_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autoencoder, "reconstruct", lambda model, pixels: torch.zeros_like(pixels))
+    with pytest.raises(Collapse, match=r"static: motion is 0\.00 of the videos that went in.*; washed out: contrast"):
+        autoencoder.train(replace(TINY, limits=HealthLimits(patience=1)), tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_folded_statistics_normalise_and_keep_the_picture() -> None:

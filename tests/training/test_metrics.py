@@ -53,7 +53,14 @@ def test_each_sign_is_named(healthy: Tensor) -> None:
     assert "harsh" in signs(harsh, healthy)
     assert signs_of_collapse(
         {"motion": math.nan, "saturation": 1.0, "contrast": 1.0}, pixel_health(healthy), HealthLimits()
-    ) == ["not a number: motion of the sample videos"]
+    ) == ["not a number: motion of the samples"]
+
+
+def test_single_frames_have_no_motion_to_judge(healthy: Tensor) -> None:
+    frame = healthy[:, :, :1]
+    assert "motion" not in pixel_health(frame)
+    assert signs(frame, frame) == []
+    assert signs(0.1 * frame, frame) == ["washed out"]
 
 
 def test_a_run_stops_after_some_bad_samples_in_a_row(healthy: Tensor) -> None:

@@ -98,5 +98,5 @@ def test_another_seed_reaches_every_stage(make) -> None:
 def test_the_long_recipe_has_a_part_more_before_the_last() -> None:
     assert list(RECIPES["toy"]().preparation.parts) == ["looks", "motion", "videos", "teacher"]
     assert list(RECIPES["toy-long"]().preparation.parts) == ["looks", "motion", "videos", "whole", "teacher"]
-    changed = with_overrides(RECIPES["toy-long"](), ["preparation.whole.video_steps=7"])
-    assert changed.preparation.parts["whole"].video_steps == 7
+    changed = with_overrides(RECIPES["toy-long"](), ["preparation.whole.steps=7"])
+    assert changed.preparation.parts["whole"].steps == 7

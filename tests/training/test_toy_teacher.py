@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from diag_core.demo_text import DemoTextEncoder
 from training.__main__ import main
 from training.data.paths import MovingDigitsConfig
 from training.logbook import read_log
+from training.metrics import Collapse, HealthLimits
 from training.recipes.toy import toy_smoke
 from training.stages import scoring, toy_teacher
 
@@ -34,16 +36,30 @@ def test_every_stage_runs_and_leaves_a_checkpoint_that_carries_its_settings(tmp_
     loaded = load_dit(tmp_path / toy_teacher.TEACHER)
     assert loaded.settings == recipe.settings
     assert next(loaded.model.parameters()).dtype == torch.bfloat16
-    assert {path.name for path in (tmp_path / "looks" / "samples").iterdir()} == {"step_000002.png"}
+    looks = {path.name for path in (tmp_path / "looks" / "samples").iterdir()}
+    assert looks == {"real.png", "step_000002.png", "step_000003.png"}
     samples = {path.name for path in (tmp_path / "motion" / "samples").iterdir()}
-    assert samples == {f"step_{step:06d}.{ending}" for step in (2, 4) for ending in ("mp4", "png")}
+    names = ("real", "step_000002", "step_000004", "step_000005")
+    assert samples == {f"{name}.{ending}" for name in names for ending in ("mp4", "png")}
     curve = read_log(tmp_path / "motion")
-    assert [entry["step"] for entry in curve if "loss" in entry] == [2, 4, 5]
-    assert [entry["step"] for entry in curve if "amplitude" in entry] == [2, 4]
-    assert {"digit", "colour"} <= set().union(*read_log(tmp_path / "looks"))
+    assert [entry["step"] for entry in curve if "loss" in entry] == [1, 2, 3, 4, 5]  # at every saved state
+    assert [entry["step"] for entry in curve if "sample/amplitude" in entry] == [2, 4, 5]
+    assert {"sample/digit", "sample/colour", "sample/contrast"} <= set().union(*read_log(tmp_path / "looks"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").iterdir()}
     run()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").iterdir()} == before
+    # Another recipe is refused for a part that is finished, and for one that is not.
+    other = replace(recipe, motion=replace(recipe.motion, learning_rate=1.0))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="motion was begun with another recipe: learning_rate was"):
+            toy_teacher.train_part(other, tmp_path, "motion")
+        (tmp_path / "motion.safetensors").unlink(missing_ok=True)
+    # What is neither moving nor coloured is told.
+    strict = replace(recipe, motion=replace(recipe.motion, limits=HealthLimits(patience=1)))
+    shutil.rmtree(tmp_path / "motion")
+    with pytest.raises(Collapse, match=r"collapsed at iteration 2, .* of real videos', "):
+        toy_teacher.train_part(strict, tmp_path, "motion")
+    assert not (tmp_path / "motion.safetensors").exists()
 
 
 @pytest.mark.parametrize("schedule", ["1", "21"])

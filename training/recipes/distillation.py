@@ -15,40 +15,8 @@ from diag_core.config import DEFAULT_KV_NOISE
 from ..checks import require, require_at_least
 from ..distribution_matching import NoiseLaw
 from ..losses import LossWeights
-from ..metrics import HealthLimits
 from ..precision import PRECISIONS
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopRecipe:
-    """What every stage has that goes through the trainer's loop: ODE initialisation and those that match
-    distributions."""
-
-    seed: int = 0
-    """of all that is drawn"""
-    steps: int
-    """iterations"""
-    save_every: int = 50
-    """iterations between saved states: what a kill can cost"""
-    log_every: int = 10
-    """iterations between lines in the log"""
-    sample_every: int = 100
-    """iterations between sample videos of the averaged weights, which are judged; 0 makes none"""
-    sample_prompts: int = 20
-    """held-out prompts that are sampled then"""
-    limits: HealthLimits = field(default_factory=HealthLimits)
-    """where a run counts as collapsed and stops"""
-    precision: str = "bf16"
-    """of activations: bf16, fp32, or auto: bf16 where the device is quick in it; weights and averages are float32"""
-    wandb: str = ""
-    """a project of Weights & Biases, or entity/project, that the numbers go to as well; empty for none"""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "save_every", "log_every", "sample_prompts"):
-            require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        for name in ("seed", "sample_every"):
-            require(getattr(self, name) >= 0, name, "must be 0 or more", getattr(self, name))
-        require(self.precision in PRECISIONS, "precision", f"must be one of {', '.join(PRECISIONS)}", self.precision)
+from .loop import LoopRecipe
 
 
 @dataclass(frozen=True, kw_only=True)

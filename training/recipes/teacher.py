@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from diag_core import WanConfig
 
+from ..checks import require, require_above_zero, require_at_least
+from .loop import LoopRecipe
+
 
 @dataclass(frozen=True, kw_only=True)
-class FlowMatchingRecipe:
+class FlowMatchingRecipe(LoopRecipe):
     """Flow matching of a bidirectional DiT on first latent frames, on videos, and on a few latent frames of them.
 
     First frames teach what a digit looks like and, as cheaply, which words belong to which digit: a digit begins at the
     edge that it moves away from, so that even its direction is in the picture."""
 
+    ends_anywhere: ClassVar[bool] = False
     model: WanConfig = field(
         default_factory=lambda: WanConfig(dim=256, ffn_dim=512, num_heads=2, num_layers=6, text_len=32)
     )
     seed: int = 0
     """of the weights, where nothing is gone on from, of the order of the data, and of all noise"""
-    image_steps: int = 1400
-    """steps on first frames before the first video"""
-    video_steps: int = 1500
-    """steps that follow, of which every `image_every`-th is on first frames again"""
+    steps: int = 3000
+    """on first frames, on videos, and on a few latent frames of them"""
+    image_steps: int = 1500
+    """the first so many steps are on first frames alone"""
     image_every: int = 8
+    """of the steps after them, every so manieth is on first frames again"""
     image_batch: int = 256
     """first frames a step"""
     video_batch: int = 12
@@ -61,30 +67,28 @@ class FlowMatchingRecipe:
     """steps between saved states: what a kill can cost"""
     log_every: int = 20
     """steps between the lines of the log"""
+    sample_every: int = 500
+    """steps between samples of the averaged weights, which are judged; 0 makes none"""
+    sample_prompts: int = 8
+    """held-out prompts that are sampled then"""
+    precision: str = "auto"
+    """of activations: bf16, fp32, or auto: bf16 where the device is quick in it; weights and averages are float32"""
 
     def __post_init__(self) -> None:
-        batches = ("image_batch", "video_batch", "sparse_batch")
-        for name in (*batches, "image_every", "sparse_stride", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"recipe: {name} must be at least 1, got {getattr(self, name)}")
-        shares = ("prompt_dropout", "cooldown", "ema")
-        for name in shares:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"recipe: {name} must be from 0 to 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip", "shift", "spread"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"recipe: {name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.sparse_of[0] <= self.sparse_of[1] > 0:
-            raise ValueError(f"recipe: sparse_of must be so many of so many, such as (2, 3), got {self.sparse_of}")
-        if min(self.image_steps, self.video_steps) < 0 or self.steps < 1:
-            raise ValueError(
-                f"recipe: image_steps and video_steps must not be negative nor both 0, got {self.image_steps} and "
-                f"{self.video_steps}"
-            )
+        super().__post_init__()
+        require_at_least(self, 1, "image_batch", "video_batch", "sparse_batch", "image_every", "sparse_stride")
+        for name in ("prompt_dropout", "cooldown", "ema"):
+            require(0 <= getattr(self, name) <= 1, name, "must be from 0 to 1", getattr(self, name))
+        require_above_zero(self, "learning_rate", "clip", "shift", "spread")
+        fits = 0 <= self.sparse_of[0] <= self.sparse_of[1] > 0
+        require(fits, "sparse_of", "must be so many of so many, such as (2, 3)", self.sparse_of)
+        fits = 0 <= self.image_steps <= self.steps
+        require(fits, "image_steps", f"must be from 0 to the {self.steps} of steps", self.image_steps)
 
     @property
-    def steps(self) -> int:
-        return self.image_steps + self.video_steps
+    def on_images_alone(self) -> bool:
+        """Whether no step trains on videos."""
+        return self.image_steps == self.steps
 
     def on_images(self, step: int) -> bool:
         """Whether step `step` trains on first frames."""

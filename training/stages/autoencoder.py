@@ -14,33 +14,33 @@ import dataclasses
 import json
 import logging
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from torch import Tensor
 
 from diag_core.vae.detect import CONFIG, KIND, TINY_VAE, vae_from_state_dict
 from diag_core.vae.tiny import TinyVAE, TinyVAEConfig
 
+from .. import trainer
 from ..checks import require, require_above_zero, require_at_least
 from ..data.moving_digits import draw_clips, render
 from ..data.paths import MovingDigitsConfig
 from ..data.prompts import sample_scene
-from ..io import load_state, load_tensors, save_state, save_tensors
-from ..logbook import Logbook
-from ..metrics import require_finite
+from ..io import load_tensors, save_tensors
+from ..metrics import pixel_health
+from ..optimize import Losses, Optimizer
 from ..precision import autocast
-from ..videos import save_videos
+from ..recipes.loop import LoopRecipe
+from .begin import begin
 
 log = logging.getLogger(__name__)
-
-LOG_EVERY = 50
-"""steps between lines of the log"""
 
 _DATA = "data"  # of a file's metadata: the videos it was trained on
 
@@ -59,9 +59,10 @@ def toy_vae_config() -> TinyVAEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
+class AutoencoderConfig(LoopRecipe):
     """The recipe; the defaults are those of the embedded checkpoint."""
 
+    ends_anywhere: ClassVar[bool] = False
     vae: TinyVAEConfig = dataclasses.field(default_factory=toy_vae_config)
     data: MovingDigitsConfig = dataclasses.field(default_factory=MovingDigitsConfig)
     seed: int = 0
@@ -87,10 +88,20 @@ class AutoencoderConfig:
     """largest gradient norm"""
     save_every: int = 250
     """steps between saved states: what a kill can cost"""
+    log_every: int = 50
+    """steps between lines of the log"""
+    sample_every: int = 250
+    """steps between samples, held-out videos each beside what the autoencoder makes of it, which are judged; 0 makes
+    none"""
+    sample_prompts: int = 4
+    """held-out videos that are shown then"""
+    precision: str = "auto"
+    """of activations: bf16, fp32, or auto: bf16 where the device is quick in it; weights are float32"""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "steps", "warmup_steps", "pixel_frames", "save_every")
-        require_at_least(self, 0, "seed", "latent_noise", "moment_weight", "square_weight")
+        super().__post_init__()
+        require_at_least(self, 1, "warmup_steps", "pixel_frames")
+        require_at_least(self, 0, "latent_noise", "moment_weight", "square_weight")
         require_above_zero(self, "learning_rate", "gradient_clip")
         require(0 <= self.pairs <= 1, "pairs", "must be from 0 to 1", self.pairs)
         fit = bool(self.lengths) and all(n % 4 == 1 and 1 <= n <= self.data.num_pixel_frames for n in self.lengths)
@@ -98,69 +109,68 @@ class AutoencoderConfig:
         require(fit, "lengths", f"must be 1, 5, 9, .. and at most the {longest} of data.num_pixel_frames", self.lengths)
 
 
+class Autoencode:
+    """The task of the trainer."""
+
+    def __init__(self, config: AutoencoderConfig, device: torch.device | str = "cpu") -> None:
+        self.config, self.device = config, device
+        torch.manual_seed(config.seed)
+        self.model = _channels_last(TinyVAE(config.vae)).to(device)
+        self.optimizer = Optimizer(
+            self.model,
+            learning_rate=lambda done: config.learning_rate * _schedule(done, config),
+            betas=(0.9, 0.99),
+            weight_decay=1e-4,
+            clip=config.gradient_clip,
+        )
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        pixels = training_batch(step, self.config).to(self.device)
+        logged, norm = self.optimizer.step([_losses(self.model, pixels, step, self.config)])
+        return logged | {"gradient_norm": norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class ReconstructionGallery:
+    """Held-out videos, each beside what an autoencoder that is trained makes of it."""
+
+    compared_with = "the videos that went in"
+
+    def __init__(self, model: TinyVAE, config: AutoencoderConfig, device: torch.device | str) -> None:
+        self.model, self.device = model, device
+        clips = draw_clips(range(config.sample_prompts), split="test", seed=1, config=config.data, held_out=None)
+        self.videos = render(clips, config.data)
+
+    def reference(self) -> dict[str, float]:
+        """Health of the videos."""
+        return pixel_health(self.videos)
+
+    def sample(self) -> tuple[Tensor, dict[str, float]]:
+        """Pixels [2N,3,T,H,W], videos and reconstructions in turn, and the health of the latter."""
+        made = reconstruct(self.model, self.videos.to(self.device)).cpu()
+        health = pixel_health(made) | {"psnr": psnr(F.mse_loss(made, self.videos))}
+        return torch.stack([self.videos, made], dim=1).flatten(0, 1), health
+
+
 def train(config: AutoencoderConfig, folder: str | Path, *, device: torch.device | str = "cpu") -> Path:
     """Train, or go on where `folder` left off; returns the path of the finished `vae.safetensors` in it.
 
-    A step depends on the seed and its own number, so an interrupted run ends as an undisturbed one does. Raises
-    ValueError when the folder holds the state of another recipe, Collapse when the loss is no number."""
+    Raises:
+        ValueError: the folder holds the state of another recipe.
+        Collapse: training has gone wrong.
+        OSError: a full disk, say; the last saved state stays whole.
+    """
     folder = Path(folder)
-    state_path = folder / "state.pt"
-    recipe = json.dumps(dataclasses.asdict(config), sort_keys=True)
-    torch.manual_seed(config.seed)
-    model = _channels_last(TinyVAE(config.vae)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    done = 0
-    if (state := load_state(state_path)) is not None:
-        if state["recipe"] != recipe:
-            raise ValueError(f"{state_path} is of another recipe; train with that one, or into another folder")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        done = state["step"]
-        log.info("autoencoder: going on from step %d", done)
-    logbook = Logbook(folder, done)
-    started = time.perf_counter()
-    for step in range(done, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, config)
-        pixels = training_batch(step, config).to(device)
-        loss, squared = _loss(model, pixels, step, config)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
-        optimizer.step()
-        if (step + 1) % LOG_EVERY == 0:
-            told = {"loss": loss.item(), "noisy_psnr": psnr(squared), "gradient_norm": norm.item()}
-            logbook.write(step + 1, told)
-            rate = (step + 1 - done) / (time.perf_counter() - started)
-            log.info(
-                "autoencoder: step %d of %d, loss %.4f, noisy PSNR %.1f dB, gradient %.2f, %.1f steps/s",
-                step + 1,
-                config.steps,
-                *told.values(),
-                rate,
-            )
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            require_finite(step + 1, {"the autoencoder's loss": loss.item(), "its gradient norm": norm.item()})
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-                "recipe": recipe,
-            }
-            save_state(state_path, state)
-            _show(model, config, folder / "samples", f"step_{step + 1:06d}", device)
-    logbook.close()
-    return finish(model.cpu(), config, folder)
-
-
-def _show(
-    model: TinyVAE, config: AutoencoderConfig, folder: Path, name: str, device: torch.device | str, videos: int = 4
-) -> None:
-    """Writes held-out videos, each beside what the autoencoder makes of it."""
-    clips = draw_clips(range(videos), split="test", seed=1, config=config.data, held_out=None)
-    pixels = render(clips, config.data)
-    pairs = torch.stack([pixels, reconstruct(model, pixels.to(device)).cpu()], dim=1).flatten(0, 1)
-    save_videos(folder, name, pairs, fps=config.data.fps)
+    begin(folder, config, {})
+    task = Autoencode(config, device)
+    trainer.train("autoencoder", task, config, folder, gallery=ReconstructionGallery(task.model, config, device))
+    return finish(task.model.cpu(), config, folder)
 
 
 def finish(model: TinyVAE, config: AutoencoderConfig, folder: Path) -> Path:
@@ -210,7 +220,7 @@ def data_of(path: str | Path) -> MovingDigitsConfig:
     return MovingDigitsConfig(**json.loads(metadata.get(_DATA, "{}")))
 
 
-def training_batch(step: int, config: AutoencoderConfig) -> torch.Tensor:
+def training_batch(step: int, config: AutoencoderConfig) -> Tensor:
     """Pixels of a step: training scans, all combinations of attributes (the split of combinations is the video
     model's), pairs of digits more often than the video model sees them, since they are harder to draw."""
     length = config.lengths[step % len(config.lengths)]
@@ -223,7 +233,7 @@ def training_batch(step: int, config: AutoencoderConfig) -> torch.Tensor:
     return render(clips, config.data, frames=first + np.arange(length))
 
 
-def psnr(squared_error: torch.Tensor | float) -> float:
+def psnr(squared_error: Tensor | float) -> float:
     """Peak signal-to-noise ratio in dB of a mean squared error over pixels in -1..1."""
     return 10 * math.log10(4 / max(float(squared_error), 1e-12))
 
@@ -238,16 +248,14 @@ def held_out_psnr(model: TinyVAE, data: MovingDigitsConfig, *, videos: int = 40,
 
 
 @torch.inference_mode()
-def reconstruct(model: TinyVAE, pixels: torch.Tensor) -> torch.Tensor:
+def reconstruct(model: TinyVAE, pixels: Tensor) -> Tensor:
     """Decode(encode(pixels)), clamped to -1..1, float32."""
     with autocast("cpu"):
         return model.decode(model.encode(pixels)).float().clamp(-1, 1)
 
 
 @torch.inference_mode()
-def latent_statistics(
-    model: TinyVAE, config: AutoencoderConfig, *, videos: int = 256
-) -> tuple[torch.Tensor, torch.Tensor]:
+def latent_statistics(model: TinyVAE, config: AutoencoderConfig, *, videos: int = 256) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each latent channel [C] over training videos."""
     total = torch.zeros(2, config.vae.latent_channels, dtype=torch.float64)
     batches = list(_batches(videos, 8))
@@ -261,7 +269,7 @@ def latent_statistics(
 
 
 @torch.no_grad()
-def fold_statistics(model: TinyVAE, mean_C: torch.Tensor, std_C: torch.Tensor) -> None:
+def fold_statistics(model: TinyVAE, mean_C: Tensor, std_C: Tensor) -> None:
     """Change the encoder's last and the decoder's first convolution so that latents become (z - mean) / std.
 
     The decoder's soft clamp c(z) stands between the latent and that convolution, and a convolution pads with zeros
@@ -277,11 +285,9 @@ def fold_statistics(model: TinyVAE, mean_C: torch.Tensor, std_C: torch.Tensor) -
     first.weight.mul_(std_C[None, :, None, None])
 
 
-def _loss(
-    model: TinyVAE, pixels: torch.Tensor, step: int, config: AutoencoderConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _losses(model: TinyVAE, pixels: Tensor, step: int, config: AutoencoderConfig) -> Losses:
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    with autocast(pixels.device):
+    with autocast(pixels.device, config.precision):
         latents = model.encode(pixels)
         noise = config.latent_noise * torch.randn(latents.shape, generator=generator).to(pixels.device)
         decoded = model.decode(latents + noise)
@@ -291,7 +297,8 @@ def _loss(
     mean_C = latents.mean((0, 2, 3, 4))
     std_C = latents.std((0, 2, 3, 4))
     moments = mean_C.square().mean() + (std_C - 1).square().mean()
-    return error.abs().mean() + config.square_weight * squared + config.moment_weight * moments, squared.detach()
+    loss = error.abs().mean() + config.square_weight * squared + config.moment_weight * moments
+    return loss, {"loss": loss.detach(), "noisy_psnr": 10 * (4 / squared.detach()).log10()}
 
 
 def _schedule(step: int, config: AutoencoderConfig) -> float:

@@ -39,7 +39,7 @@ from ..losses import (
     regression_loss,
     total_loss,
 )
-from ..optimize import Losses, Optimizer
+from ..optimize import Losses, Optimizer, warming_up
 from ..parallelize import parallelize
 from ..precision import flow_of, precision_of
 from ..recipes.distillation import DistilRecipe
@@ -120,11 +120,10 @@ class Distil:
         recipe = self.recipe
         return Optimizer(
             model,
-            learning_rate=learning_rate,
+            learning_rate=warming_up(learning_rate, recipe.warmup_steps),
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
             clip=recipe.clip,
-            warmup_steps=recipe.warmup_steps,
         )
 
     def update(self, step: int) -> dict[str, Tensor]:

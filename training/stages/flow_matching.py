@@ -12,14 +12,9 @@ Legend: B samples, C latent channels, F latent frames, H and W latent rows and c
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,27 +26,10 @@ from diag_core.noise_schedule import add_noise, shift_sigma
 from ..compilation import compile_blocks
 from ..data.latents import LatentSet
 from ..ema import EMA
-from ..io import load_state, save_state
-from ..logbook import Logbook
-from ..metrics import require_finite
-from ..precision import autocast
+from ..optimize import Optimizer
+from ..precision import Forward, flow_of, precision_of
 from ..recipes.teacher import FlowMatchingRecipe
-
-log = logging.getLogger(__name__)
-
-
-class Model(Protocol):
-    """latents [B,C,F,H,W], timestep [B], context [B,L,text_dim] -> flow [B,C,F,H,W]"""
-
-    def __call__(
-        self, latents: Tensor, timestep: Tensor, context: Tensor, *, frame_positions: tuple[int, ...] | None
-    ) -> Tensor: ...
-
-
-Watch = Callable[[int, dict[str, Tensor]], Mapping[str, float]]
-"""(steps done, averaged weights) -> scores for the log"""
-Encode = Callable[[list[str]], Tensor]
-"""prompts -> context [B,L,text_dim]"""
+from .ode_pairs import Encode
 
 
 @dataclass(frozen=True)
@@ -104,18 +82,19 @@ def draw_batch(recipe: FlowMatchingRecipe, data: LatentSet, step: int) -> Batch:
 
 
 def flow_matching_loss(
-    model: Model,
+    model: Forward,
     latents: Tensor,
     context: Tensor,
     sigma_B: Tensor,
     noise: Tensor,
     frame_positions: tuple[int, ...] | None = None,
+    *,
+    precision: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Mean squared error of the flow, in autocast; latents and noise [B,C,F,H,W], context [B,L,text_dim]."""
+    """Mean squared error of the flow; latents and noise [B,C,F,H,W], context [B,L,text_dim]."""
     noisy = add_noise(latents, noise, sigma_B[:, None, None, None, None])
-    with autocast(latents.device):
-        flow = model(noisy, 1000 * sigma_B, context, frame_positions=frame_positions)
-    return (flow.float() - (noise - latents)).square().mean()
+    flow = flow_of(model, noisy, sigma_B, context, precision=precision, frame_positions=frame_positions)
+    return (flow - (noise - latents)).square().mean()
 
 
 def learning_rate(recipe: FlowMatchingRecipe, step: int) -> float:
@@ -125,102 +104,66 @@ def learning_rate(recipe: FlowMatchingRecipe, step: int) -> float:
     return recipe.learning_rate * rise * fall
 
 
-def train(
-    recipe: FlowMatchingRecipe,
-    data: LatentSet,
-    encode: Encode,
-    folder: Path,
-    *,
-    initial: Mapping[str, Tensor] | None = None,
-    device: torch.device | str = "cpu",
-    stop_after: int | None = None,
-    watch: Watch | None = None,
-) -> dict[str, Tensor]:
-    """Trains, resuming from `folder` if it holds a state of the same recipe; returns the averaged weights.
+class FlowMatching:
+    """The task of the trainer.
 
     Args:
         encode: prompts -> [B,L,text_dim].
         initial: weights to begin with, of an earlier stage; random ones when left out.
-        stop_after: end after this step, before the recipe does.
-        watch: called whenever the state has been saved.
 
-    Raises:
-        ValueError: `folder` holds the state of another recipe.
-        Collapse: the loss is no number; no state is saved from then on.
-        OSError: a full disk, say; the last state stays whole.
+    Attributes:
+        ema: the averaged weights, which are the result.
     """
-    fingerprint = json.dumps(dataclasses.asdict(recipe), sort_keys=True)
-    torch.manual_seed(recipe.seed)
-    model = WanDiT(recipe.model)
-    if initial is None:
-        torch.nn.init.zeros_(model.head.head.weight)
-    else:
-        model.load_state_dict(initial)
-    model.to(device)
-    if recipe.compiled:
-        compile_blocks(model)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
-    )
-    ema = EMA(model, recipe.ema)
-    first = 0
-    state_path = folder / "state.pt"
-    if state := load_state(state_path):
-        if state["fingerprint"] != fingerprint:
-            raise ValueError(
-                f"{state_path} was written by another recipe: resume with the recipe it began with, or choose another "
-                "output folder"
-            )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.load({name: tensor.to(device) for name, tensor in state["ema"].items()}, state["step"])
-        first = state["step"]
-        log.info("teacher: going on from step %d of %d", first, recipe.steps)
 
-    logbook = Logbook(folder, first)
-    losses: list[Tensor] = []
-    began = time.monotonic()
-    last = recipe.steps if stop_after is None else min(stop_after, recipe.steps)
-    for step in range(first, last):
-        batch = draw_batch(recipe, data, step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, step)
+    def __init__(
+        self,
+        recipe: FlowMatchingRecipe,
+        data: LatentSet,
+        encode: Encode,
+        *,
+        initial: Mapping[str, Tensor] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.recipe, self.data, self.encode = recipe, data, encode
+        torch.manual_seed(recipe.seed)
+        self.model = WanDiT(recipe.model)
+        if initial is None:
+            torch.nn.init.zeros_(self.model.head.head.weight)
+        else:
+            self.model.load_state_dict(initial)
+        self.model.to(device)
+        self.precision = precision_of(recipe.precision, device)
+        if recipe.compiled:
+            compile_blocks(self.model)
+        self.optimizer = Optimizer(
+            self.model,
+            learning_rate=lambda done: learning_rate(recipe, done),
+            betas=(0.9, 0.99),
+            weight_decay=recipe.weight_decay,
+            clip=recipe.clip,
+        )
+        self.ema = EMA(self.model, recipe.ema)
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        batch = draw_batch(self.recipe, self.data, step)
+        device = self.model.device
         loss = flow_matching_loss(
-            model, batch.latents.to(device), encode(batch.prompts).to(device), batch.sigma.to(device),
-            batch.noise.to(device), batch.frame_positions,
+            self.model, batch.latents.to(device), self.encode(batch.prompts).to(device), batch.sigma.to(device),
+            batch.noise.to(device), batch.frame_positions, precision=self.precision,
         )  # fmt: skip
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(model)
-        losses.append(loss.detach())
-        done = step + 1
-        if done % recipe.log_every == 0 or done == last:
-            mean = float(torch.stack(losses).mean())
-            losses.clear()
-            rate = learning_rate(recipe, step)
-            logbook.write(done, {"loss": mean, "gradient_norm": float(norm), "learning_rate": rate})
-            require_finite(done, {"the teacher's loss": mean})
-            log.info(
-                "teacher: step %d of %d, %s, loss %.4f, gradient norm %.2f, %.2f s/step",
-                done, recipe.steps, "images" if recipe.on_images(step) else "videos", mean, float(norm),
-                (time.monotonic() - began) / (done - first),
-            )  # fmt: skip
-        if done % recipe.save_every == 0 or done == last:
-            require_finite(done, {"the teacher's loss": float(loss.detach()), "its gradient norm": float(norm)})
-            save_state(
-                state_path,
-                {
-                    "fingerprint": fingerprint,
-                    "step": done,
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "ema": ema.state_dict(),
-                },
-            )
-            scores = watch(done, ema.state_dict()) if watch is not None else {}
-            if scores:
-                logbook.write(done, scores)
-    logbook.close()
-    return ema.state_dict()
+        logged, norm = self.optimizer.step([(loss, {"loss": loss.detach()})])
+        self.ema.update(self.model)
+        return logged | {"gradient_norm": norm}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+            "updates": self.ema.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load(state["ema"], state["updates"])

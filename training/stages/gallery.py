@@ -1,8 +1,10 @@
-"""Sample videos of moving digits while a student is trained, beside the teacher's on the same prompts."""
+"""Samples of moving digits while a model is trained, beside those that they are to be like."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -12,30 +14,62 @@ from diag_core.checkpoint import CheckpointSettings, LoadedCheckpoint
 from diag_core.vae import TinyVAE
 
 from ..classifier import DigitClassifier
+from ..data.moving_digits import draw_clips, render
 from ..data.paths import MovingDigitsConfig
-from ..data.prompts import held_out_scenes, to_prompt
+from ..data.prompts import Scene, held_out_scenes, to_prompt
 from ..distributed import agreement, from_main, is_main
 from ..ema import EMA
-from ..evaluate import score_videos
+from ..evaluate import score_frames, score_videos
 from ..io import save_json
 from ..metrics import pixel_health
 from ..videos import save_videos
 from .scoring import sampler_of
 
 _SEED = 30_000
-"""of prompts and noise: neither the evaluation's nor the teacher's own samples"""
+"""of prompts and noise: not the evaluation's"""
 _SCORES = ("digit", "direction", "colour", "amplitude")
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Videos to compare with."""
+
+    name: str
+    """of their files"""
+    whose: str
+    """in the genitive"""
+    videos: Callable[[list[Scene]], Tensor]
+    """scenes -> pixels [N,3,T,H,W]"""
+
+
+def teachers(teacher: LoadedCheckpoint, vae: TinyVAE, data: MovingDigitsConfig) -> Reference:
+    """What the frozen teacher makes of the same prompts and noise, sampled as its own settings say."""
+
+    def videos(scenes: list[Scene]) -> Tensor:
+        assert teacher.settings is not None
+        return sampler_of(teacher, teacher.settings, vae, data)([to_prompt(scene) for scene in scenes], _SEED)
+
+    return Reference("teacher", "the teacher's", videos)
+
+
+def rendered(data: MovingDigitsConfig) -> Reference:
+    """Renders of the same scenes, from scans that are not trained on."""
+
+    def videos(scenes: list[Scene]) -> Tensor:
+        return render(draw_clips(range(len(scenes)), split="test", seed=_SEED, config=data, scenes=scenes), data)
+
+    return Reference("real", "real videos'", videos)
+
+
 class DigitsGallery:
-    """Samples and judges the averaged weights of a student.
+    """Samples and judges the averaged weights of a model.
 
     Args:
-        model: the student; its weights are put back after sampling.
+        model: what they are sampled with; its weights are put back after sampling.
         settings: how it is sampled.
-        teacher: the frozen teacher, sampled as its own settings say.
+        data: sizes of the videos.
         count: prompts.
-        folder: of the stage; the teacher's videos and health are kept there.
+        folder: of the stage; the reference's videos and health are kept there.
     """
 
     def __init__(
@@ -44,39 +78,44 @@ class DigitsGallery:
         ema: EMA,
         settings: CheckpointSettings,
         *,
-        teacher: LoadedCheckpoint,
+        reference: Reference,
         vae: TinyVAE,
         classifier: DigitClassifier,
         data: MovingDigitsConfig,
         count: int,
         folder: Path,
     ) -> None:
-        self.model, self.ema, self.settings, self._teacher = model, ema, settings, teacher
+        self.model, self.ema, self.settings, self._reference = model, ema, settings, reference
         self.vae, self.classifier, self.data, self.folder = vae, classifier, data, folder
         self.scenes = held_out_scenes(count, seed=_SEED)
+        self.compared_with = reference.whose
 
-    def teacher(self) -> dict[str, float]:
-        """Health of the teacher's videos, sampled once."""
-        path = self.folder / "teacher.json"
+    def reference(self) -> dict[str, float]:
+        """Health of the videos to compare with, made once."""
+        path = self.folder / f"{self._reference.name}.json"
         if not from_main(path.exists()):
-            assert self._teacher.settings is not None
-            pixels, health = self._look(self._teacher, self._teacher.settings)
+            pixels = self._reference.videos(self.scenes)
+            health = self._health(pixels)
             with agreement():
                 if is_main():
-                    save_videos(self.folder / "samples", "teacher", pixels, fps=self.data.fps)
+                    save_videos(self.folder / "samples", self._reference.name, pixels, fps=self.data.fps)
                     save_json(path, health)
         health = from_main(json.loads(path.read_text(encoding="utf-8")) if is_main() else {})
         return {name: float(value) for name, value in health.items()}
 
     def sample(self) -> tuple[Tensor, dict[str, float]]:
-        """Pixels [N,3,T,H,W] of the student, and their health."""
+        """Pixels [N,3,T,H,W] of the averaged weights, and their health."""
         with self.ema.applied_to(self.model):
-            return self._look(LoadedCheckpoint(self.model, self.model.config, self.settings), self.settings)
+            checkpoint = LoadedCheckpoint(self.model, self.model.config, self.settings)
+            sample = sampler_of(checkpoint, self.settings, self.vae, self.data)
+            pixels = sample([to_prompt(scene) for scene in self.scenes], _SEED)
+        return pixels, self._health(pixels)
 
-    def _look(self, checkpoint: LoadedCheckpoint, settings: CheckpointSettings) -> tuple[Tensor, dict[str, float]]:
-        sample = sampler_of(checkpoint, settings, self.vae, self.data)
-        pixels = sample([to_prompt(scene) for scene in self.scenes], _SEED)
-        scores = score_videos(pixels, self.scenes, self.classifier, chunk_frames=settings.chunk_frames)
-        read = {name: float(scores[name].nanmean()) for name in _SCORES}
+    def _health(self, pixels: Tensor) -> dict[str, float]:
+        if pixels.shape[2] == 1:
+            scores = score_frames(pixels, self.scenes, self.classifier)
+        else:
+            scores = score_videos(pixels, self.scenes, self.classifier, chunk_frames=self.settings.chunk_frames)
+        read = {name: float(scores[name].nanmean()) for name in _SCORES if name in scores}
         # All prompts may say that digits circle, which leaves no direction to read; that is no sign of collapse.
-        return pixels, pixel_health(pixels) | {name: value for name, value in read.items() if value == value}
+        return pixel_health(pixels) | {name: value for name, value in read.items() if value == value}

@@ -38,7 +38,8 @@ from ..data.prompts import random_prompt, sample_scene
 from ..distributed import agreement, gathered, is_main, session, world_size
 from ..ema import EMA
 from ..io import load_tensors, save_json
-from ..recipes.distillation import DistilRecipe, LoopRecipe
+from ..recipes.distillation import DistilRecipe
+from ..recipes.loop import LoopRecipe
 from ..recipes.moving_digits import MovingDigitsRecipe
 from ..roles import Roles, digest, digest_of, load_role
 from ..trainer import Task, train
@@ -46,7 +47,7 @@ from ..videos import SHOWN, save_videos
 from . import autoencoder, scoring, toy_teacher
 from .begin import begin
 from .distil import Distil
-from .gallery import DigitsGallery
+from .gallery import DigitsGallery, teachers
 from .ode_init import OdeInit
 from .ode_pairs import load_pairs, make_pairs, shard_name
 
@@ -219,13 +220,14 @@ class Pipeline:
         settings: CheckpointSettings,
         teacher: LoadedCheckpoint,
     ) -> None:
-        folder = self.folder / name.replace("-", "_")
+        folder, data = self.folder / name.replace("-", "_"), self.recipe.preparation.data
+        vae = autoencoder.load_autoencoder(self._need(VAE, "autoencoder")).to(self.device)
         gallery = DigitsGallery(
             model, ema, settings,
-            teacher=teacher,
-            vae=autoencoder.load_autoencoder(self._need(VAE, "autoencoder")).to(self.device),
+            reference=teachers(teacher, vae, data),
+            vae=vae,
             classifier=load_classifier(self._need(CLASSIFIER, "classifier")),
-            data=self.recipe.preparation.data,
+            data=data,
             count=recipe.sample_prompts,
             folder=folder,
         )  # fmt: skip

@@ -24,7 +24,7 @@ from ..compilation import compile_blocks
 from ..distributed import own_parts
 from ..ema import EMA
 from ..losses import ode_loss
-from ..optimize import Losses, Optimizer
+from ..optimize import Losses, Optimizer, warming_up
 from ..parallelize import parallelize
 from ..precision import flow_of, precision_of
 from ..recipes.distillation import OdeInitRecipe
@@ -56,11 +56,10 @@ class OdeInit:
             compile_blocks(self.student)
         self.optimizer = Optimizer(
             self.student,
-            learning_rate=recipe.learning_rate,
+            learning_rate=warming_up(recipe.learning_rate, recipe.warmup_steps),
             betas=(0.9, 0.99),
             weight_decay=recipe.weight_decay,
             clip=recipe.clip,
-            warmup_steps=recipe.warmup_steps,
         )
         self.ema = EMA(self.student, recipe.ema)
         cache = CacheConfig(recipe.window_frames, recipe.sink_frames)

@@ -11,27 +11,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from diag_core import WanDiT
-from diag_core.checkpoint import LoadedCheckpoint, save_dit
+from diag_core.checkpoint import save_dit
 from diag_core.demo_text import DemoTextEncoder
 from diag_core.vae import TinyVAE
 
+from .. import trainer
 from ..classifier import load_classifier, measure_accuracy, save_classifier, train_classifier
 from ..data.latents import Shard, check_shard, load_latents, make_shard
-from ..data.prompts import held_out_scenes, to_prompt
-from ..evaluate import score_frames, score_videos
+from ..ema import EMA
 from ..recipes.toy import ToyRecipe
-from ..roles import load_role
-from ..videos import SHOWN, save_frames, save_videos
-from . import autoencoder, flow_matching
-from .scoring import sampler_of
+from ..roles import digest, load_role
+from . import autoencoder
+from .begin import begin
+from .flow_matching import FlowMatching
+from .gallery import DigitsGallery, rendered
 
 log = logging.getLogger(__name__)
 
-_SAMPLE_SEED = 10_000
-"""of the prompts that are sampled during training"""
 TEACHER = "teacher.safetensors"
 
 
@@ -83,57 +81,49 @@ def train_part(recipe: ToyRecipe, folder: Path, part: str, *, device: str = "cpu
     """Flow matching on the latents of `folder`: a part of the recipe, from the weights of the one before. Writes
     the averaged weights.
 
-    Raises ValueError where the latents are missing, or are not the recipe's."""
+    Raises:
+        ValueError: the latents are missing or not the recipe's, or the part was begun with another recipe.
+        Collapse: training has gone wrong.
+        OSError: a full disk, say; the last saved state stays whole.
+    """
     if part not in recipe.parts:
         raise ValueError(f"the teacher of this recipe has no part {part!r}: there are {', '.join(recipe.parts)}")
-    result = folder / f"{part}.safetensors"
+    stage = recipe.parts[part]
+    before = list(recipe.parts)[: list(recipe.parts).index(part)][-1:]
+    result, begun_as = folder / f"{part}.safetensors", [folder / f"{name}.safetensors" for name in before]
+    inputs = {path.name: digest(path) for path in begun_as if path.exists()}
     if result.exists():
+        begin(folder / part, stage, inputs, result=result)
         return
     vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
     for shard in _shards(recipe):
         check_shard(shard, folder / "latents", vae)
-    before = list(recipe.parts)[: list(recipe.parts).index(part)]
     initial = None
-    if before:
-        path = folder / f"{before[-1]}.safetensors"
-        role = load_role(path, "teacher so far", like=recipe.model, made_by=before[-1], device=torch.device("cpu"))
+    for path in begun_as:
+        role = load_role(path, "teacher so far", like=recipe.model, made_by=path.stem, device=torch.device("cpu"))
         initial = role.model.state_dict()
+    begin(folder / part, stage, inputs)
     encode = DemoTextEncoder(recipe.model.text_len, recipe.model.text_dim).encode
-    watch = _watch(recipe, folder, part, device)
-    data = load_latents(folder / "latents")
-    weights = flow_matching.train(
-        recipe.parts[part], data, encode, folder / part, initial=initial, device=device, watch=watch
-    )
-    save_dit(result, weights, recipe.model, recipe.settings, dtype=torch.bfloat16)
+    task = FlowMatching(stage, load_latents(folder / "latents"), encode, initial=initial, device=device)
+    trainer.train(part, task, stage, folder / part, gallery=_gallery(recipe, folder, part, task.ema, vae, device))
+    save_dit(result, task.ema.state_dict(), recipe.model, recipe.settings, dtype=torch.bfloat16)
 
 
-def _watch(recipe: ToyRecipe, folder: Path, part: str, device: str) -> flow_matching.Watch:
-    """Samples a few held-out prompts now and then: videos in `samples` of the part's own folder, scores for the log. A
-    part that trains on single frames alone samples those."""
-    vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
-    classifier = load_classifier(folder / "classifier.safetensors")
-    scenes = held_out_scenes(SHOWN, seed=_SAMPLE_SEED)
+def _gallery(recipe: ToyRecipe, folder: Path, part: str, ema: EMA, vae: TinyVAE, device: str) -> DigitsGallery:
+    """Samples beside real renders. A part that trains on single frames alone samples those."""
+    stage, data = recipe.parts[part], recipe.data
     settings = dataclasses.replace(recipe.settings, schedule=str(recipe.sample_steps))
-    data, stage = recipe.data, recipe.parts[part]
-    single = stage.video_steps == 0
-    if single:
+    if stage.on_images_alone:
         data = dataclasses.replace(data, num_pixel_frames=1)
         settings = dataclasses.replace(settings, shift=stage.shift)
-    model = WanDiT(recipe.model).to(device).eval()
-
-    def watch(step: int, weights: dict[str, Tensor]) -> dict[str, float]:
-        if step % recipe.sample_every:
-            return {}
-        model.load_state_dict(weights)
-        sample = sampler_of(LoadedCheckpoint(model, recipe.model, settings), settings, vae, data)
-        pixels = sample([to_prompt(scene) for scene in scenes], _SAMPLE_SEED)
-        own, name = folder / part / "samples", f"step_{step:06d}"
-        if single:
-            save_frames(own, name, pixels)
-            scores = score_frames(pixels, scenes, classifier)
-        else:
-            save_videos(own, name, pixels, fps=data.fps)
-            scores = score_videos(pixels, scenes, classifier)
-        return {name: float(value.nanmean()) for name, value in scores.items() if value.dim() == 1}
-
-    return watch
+    return DigitsGallery(
+        WanDiT(recipe.model).to(device).eval(),  # not the one that is trained: that may be compiled, for other shapes
+        ema,
+        settings,
+        reference=rendered(data),
+        vae=vae,
+        classifier=load_classifier(folder / "classifier.safetensors"),
+        data=data,
+        count=stage.sample_prompts,
+        folder=folder / part,
+    )

@@ -58,6 +58,8 @@ class WanGallery:
         folder: of the stage; the teacher's videos and health are kept there.
     """
 
+    compared_with = "the teacher's"
+
     def __init__(
         self,
         model: WanDiT,
@@ -78,7 +80,7 @@ class WanGallery:
             self.vae = load_vae(vae, dtype=dtype, device=torch.device("cpu"))
         self.embeddings, self.video, self.folder = embeddings, video, folder
 
-    def teacher(self) -> dict[str, float]:
+    def reference(self) -> dict[str, float]:
         """Health of the teacher's videos, sampled once."""
         path = self.folder / "teacher.json"
         if not from_main(path.exists()):

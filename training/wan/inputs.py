@@ -15,7 +15,7 @@ from diag_core.weights import open_weights
 
 from ..boards import require_wandb
 from ..compilation import require_compiler
-from ..recipes.distillation import LoopRecipe
+from ..recipes.loop import LoopRecipe
 from ..recipes.wan import WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe
 from ..stages.ode_pairs import missing_shards, shard_name
 from .embeddings import EmbeddingError, Embeddings

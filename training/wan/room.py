@@ -6,7 +6,7 @@ import os
 import shutil
 
 from ..checkpoint import KEPT, saved
-from ..recipes.distillation import LoopRecipe
+from ..recipes.loop import LoopRecipe
 from ..recipes.wan import WanDistilRecipe, WanOdeInitRecipe, WanOdePairsRecipe, WanRecipe
 from ..trainer import STATES
 from .memory import GIB, distil_memory, init_memory, lora_parameters, pairs_memory, parameters
