@@ -19,7 +19,8 @@ from ..diag_core.live import MAX_PREPARED, LivePrompts, Switch
 
 EVENT = "diagdistill.live"
 
-_running: dict[tuple[str, str], LivePrompts] = {}
+_running: dict[tuple[str, str], tuple[LivePrompts, dict[str, Any]]] = {}
+"""(prompt id, node) -> who listens, and what its "listening" event tells"""
 _lock = threading.Lock()
 
 
@@ -41,8 +42,7 @@ def slots_of(text: str) -> list[str]:
 def listeners() -> list[dict[str, Any]]:
     """Who takes prompts now, as its "listening" event has told: for a page that was opened since."""
     with _lock:
-        running = list(_running.items())
-    return [{"prompt_id": prompt, "node": node, "slots": list(live.slots)} for (prompt, node), live in running]
+        return [{"prompt_id": prompt, "node": node, **told} for (prompt, node), (_, told) in _running.items()]
 
 
 def say(prompt_id: Any, node_id: Any, prompt: Any) -> str:
@@ -55,15 +55,15 @@ def say(prompt_id: Any, node_id: Any, prompt: Any) -> str:
     if not all(isinstance(value, str) for value in (prompt_id, node_id, prompt)):
         raise ValueError("three texts are expected: prompt_id, node_id and prompt")
     with _lock:
-        live = _running.get((prompt_id, node_id))
+        found = _running.get((prompt_id, node_id))
         others = bool(_running)
-    if live is None:
+    if found is None:
         raise NotListening(
             "this node is not taking prompts now: another video is being sampled"
             if others
             else "no video is being sampled that takes prompts; connect a CLIP to the sampler and run it"
         )
-    return live.say(prompt)
+    return found[0].say(prompt)
 
 
 @contextlib.contextmanager
@@ -118,15 +118,30 @@ def listening(
         on_error=lambda prompt, error: tell(state="failed", prompt=prompt, error=str(error)),
     )
     live.prepare()
+    told = {"slots": list(live.slots), "workflow": _workflow_of(key[0])}
     with _lock:
-        _running[key] = live
-    tell(state="listening", slots=list(live.slots))
+        _running[key] = live, told
+    tell(state="listening", **told)
     try:
         yield live
     finally:
         with _lock:
             _running.pop(key, None)
         tell(state="ended")
+
+
+def _workflow_of(prompt_id: str) -> str | None:
+    """The id of the workflow that was queued, for nodes of another one may have the same numbers; None where whoever
+    queued it sent none."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    running = [] if server is None else server.prompt_queue.get_current_queue()[0]
+    for _, own, _, extra, *_ in running:
+        if own == prompt_id:
+            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
+            return workflow.get("id")
+    return None
 
 
 def _teller(prompt_id: str, node_id: str) -> Callable[..., None]:

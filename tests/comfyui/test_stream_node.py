@@ -256,7 +256,8 @@ def test_the_live_route_takes_nothing_but_prompts_for_what_runs(client, graph, s
     still = client.succeed(g.fresh())
     prompt_id = client.submit(g.fresh())
     client.wait_for_progress(prompt_id, node.id, 3)
-    assert client.get_json("diagdistill/live") == {"running": [{"prompt_id": prompt_id, "node": node.id, "slots": []}]}
+    listening = {"prompt_id": prompt_id, "node": node.id, "slots": [], "workflow": None}  # no page has queued it
+    assert client.get_json("diagdistill/live") == {"running": [listening]}
     wrong: list[tuple[dict[str, Any], int]] = [
         ({"prompt_id": "other", "node_id": node.id, "prompt": OTHER_PROMPT}, 409),
         ({"prompt_id": prompt_id, "node_id": "999", "prompt": OTHER_PROMPT}, 409),

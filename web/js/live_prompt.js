@@ -8,7 +8,7 @@ import "./style.js";
 const NODES = ["DiagDistillSampler", "DiagDistillStream"];
 const BAR = 24;
 const GAPS = 14; // between input, slots and what was told
-let running = null; // { prompt_id, node, slots } of the node that takes prompts now
+let running = null; // { prompt_id, workflow, node, slots } of the node that takes prompts now
 
 function hasClip(node) {
   return node.inputs?.some((input) => input.name === "clip" && input.link != null);
@@ -23,6 +23,12 @@ function nodeOf(executionId) {
     graph = node?.subgraph;
   }
   return node ?? null;
+}
+
+/** Whether the workflow with an id is the one on the canvas: nodes of another one may have the same numbers. Whoever
+ * queued it need not have sent an id. */
+function isShown(workflow) {
+  return !workflow || workflow === app.graph.id;
 }
 
 class LivePrompt {
@@ -50,7 +56,7 @@ class LivePrompt {
   }
 
   get mine() {
-    return running && nodeOf(running.node) === this.node ? running : null;
+    return running && isShown(running.workflow) && nodeOf(running.node) === this.node ? running : null;
   }
 
   show() {
@@ -97,9 +103,10 @@ class LivePrompt {
 }
 
 api.addEventListener("diagdistill.live", ({ detail }) => {
+  const of = running; // what follows a "listening" event says no workflow
   if (detail.state === "listening") running = detail;
   if (detail.state === "ended") running = null;
-  nodeOf(detail.node)?.diagdistillLive?.hear(detail);
+  if (isShown((running ?? of)?.workflow)) nodeOf(detail.node)?.diagdistillLive?.hear(detail);
 });
 
 /** A page that is opened, or finds the server again, while a video is being sampled has missed the event. */
