@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 _TITLES = {"ode-init": "ODE initialisation", "stage1": "stage 1", "stage2": "stage 2"}
 _LICENSE = "Apache-2.0"
-"""of Wan 2.1, whose weights all results begin with"""
+"""of Wan 2.1, which ODE initialisation begins with"""
 
 
 class Looks(NamedTuple):
@@ -98,13 +98,15 @@ def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, 
         _distil(recipe, setup, inputs, device)
 
 
-def sampled_as(setup: Setup) -> CheckpointSettings:
-    """What the result's file says of its sampling."""
+def sampled_as(setup: Setup, begun_as: CheckpointSettings | None) -> CheckpointSettings:
+    """What the result's file says of its sampling, and of its licence: that of the student it began as, whose file says
+    `begun_as`. A published one does not say it, and then no more does the result."""
     recipe = setup.recipe
     assert not isinstance(recipe, WanOdePairsRecipe)
     title = f"Wan 2.1, {_TITLES[setup.stage]}"
+    license = "" if begun_as is None else begun_as.license
     if isinstance(recipe, WanDistilRecipe):
-        return recipe.settings(title=title, license=_LICENSE)
+        return recipe.settings(title=title, license=license)
     # As stage 1 will begin to sample it: the stored points are those of this list.
     return CheckpointSettings(
         schedule="4",
@@ -112,7 +114,7 @@ def sampled_as(setup: Setup) -> CheckpointSettings:
         sink_frames=recipe.sink_frames,
         chunk_frames=recipe.chunk_frames,
         title=title,
-        license=_LICENSE,
+        license=license or _LICENSE,
     )
 
 
@@ -213,7 +215,7 @@ def _train(
     lora: LoraRecipe | None = None,
     critic: WanDiT | None = None,
 ) -> None:
-    recipe, settings = setup.recipe, sampled_as(setup)
+    recipe, settings = setup.recipe, sampled_as(setup, inputs.headers["generator"].settings)
     assert not isinstance(recipe, WanOdePairsRecipe) and inputs.embeddings is not None
     gallery = None
     if setup.vae is not None and recipe.sample_every:
