@@ -37,9 +37,9 @@ from diag_core.bench.meter import choose_device, describe_machine
 from diag_core.fast import FastDecoder, FastDiT, torch_ops
 from diag_core.fast.decoder import NormSilu
 from diag_core.fast.fp8 import Fp8Linear, fp8_missing
+from diag_core.pictures import to_uint8
 from diag_core.pipeline import VideoPipeline
 from diag_core.vae import TinyVAE, TinyVAEConfig, WanVAE
-from diag_core.video import to_uint8
 
 CHECKS: dict[str, tuple[Callable[[torch.device], float], float, bool]] = {}
 """name -> (what gives a figure, the largest one that passes, whether it takes a GPU)"""

@@ -39,9 +39,9 @@ from diag_core.bench.report import header, spread_values
 from diag_core.chunk_loop import Chunk
 from diag_core.geometry import latent_frames
 from diag_core.live import LivePrompts, LiveTimeline, follow
+from diag_core.mp4_writer import Mp4Writer
 from diag_core.pipeline import OnForward, VideoPipeline
 from diag_core.vae import TinyVAEConfig
-from diag_core.video import Mp4Writer
 
 FPS = 16
 SWITCH_EVERY = 20  # chunks

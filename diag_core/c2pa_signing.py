@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from .pictures import write_png
 from .provenance import GENERATED, TOOL
 from .replacing import replacing
-from .video import write_png
 
 ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")
 """COSE's names of the signing algorithms that C2PA allows."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .ahead import run_ahead
 from .chunk_loop import Chunk, Forward
-from .video import to_uint8
+from .pictures import to_uint8
 
 OnForward = Callable[[Forward], None]
 

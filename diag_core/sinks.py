@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from .pictures import to_uint8, write_png
 from .provenance import generated_xmp
-from .video import to_uint8, write_png
 
 _NUMBERED = re.compile(r"[0-9]{6,}\.png|\.[0-9]{6,}\.png\.[0-9a-f]{8}\.part")  # or what a killed process left of one
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..diag_core.demo_text import DEMO_ENCODER
+from ..diag_core.pictures import to_uint8
 from ..diag_core.vae import TinyVAE
-from ..diag_core.video import to_uint8
 from . import comfy_bridge
 from .demo_files import vae_path
 from .tiny_vae import decode_bytes, load_tiny_vae

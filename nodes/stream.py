@@ -17,7 +17,7 @@ from .latents import length_inputs, size_inputs
 from .length import latent_length, size_fault
 from .live import slots_of
 from .record import EXTEND_KEY, RECORD_KEY
-from .sampler import (
+from .sampler_inputs import (
     Checked,
     TakesPrompts,
     choice_of,

@@ -17,11 +17,11 @@ import folder_paths
 from comfy.cli_args import args
 
 from ..diag_core.live import Switch
+from ..diag_core.mp4_writer import Mp4Writer
 from ..diag_core.pipeline import VideoPipeline
 from ..diag_core.replacing import replacing
 from ..diag_core.timeline_text import format_timeline, one_line
 from ..diag_core.vae import VideoVAE
-from ..diag_core.video import Mp4Writer
 from .comfy_sampler import Chunks
 from .preview import MAX_SIDE
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from long_stream import pictures, tiny_dit, tiny_vae
 
-from diag_core.video import Mp4Writer
+from diag_core.mp4_writer import Mp4Writer
 
 CHUNKS = 12
 MODEL, VAE = tiny_dit(), tiny_vae()

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from diag_core.c2pa_signing import check_signing, sign_c2pa
 from diag_core.mp4_boxes import read_boxes
+from diag_core.mp4_writer import Mp4Writer
+from diag_core.pictures import write_png
 from diag_core.provenance import GENERATED, generated_xmp, xmp_box
-from diag_core.video import Mp4Writer, read_image, read_video, write_png
+from diag_core.video_reader import read_image, read_video
 
 
 @pytest.fixture

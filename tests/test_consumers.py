@@ -14,8 +14,8 @@ import av
 import pytest
 from long_stream import pictures, tensors_held, tiny_dit, tiny_vae
 
+from diag_core.mp4_writer import Mp4Writer, part_path
 from diag_core.pipeline import VideoPipeline
-from diag_core.video import Mp4Writer, part_path
 
 REPETITIONS = 20
 PICTURES = 33  # of three chunks

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diag_core.video import part_path
+from diag_core.mp4_writer import part_path
 
 KILLS = 50
 SCRIPT = Path(__file__).with_name("killed_streams.py")

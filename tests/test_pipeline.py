@@ -13,9 +13,9 @@ from goldens_reader import small_model
 
 from diag_core import CacheConfig, DiagonalSchedule, SeededNoise, generate, stream_chunks
 from diag_core.chunk_loop import Chunk, Forward
+from diag_core.pictures import to_uint8
 from diag_core.pipeline import Frames, OnForward, VideoPipeline
 from diag_core.vae import TinyVAE, TinyVAEConfig, WanVAE
-from diag_core.video import to_uint8
 
 SAMPLING = dict(noise=SeededNoise(5), num_latent_frames=14, height=4, width=4, cache=CacheConfig(9, 3))
 SCHEDULE = DiagonalSchedule.parse("21")

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from diag_core.pictures import write_png
 from diag_core.provenance import GENERATED, generated_xmp, xmp_box
-from diag_core.video import read_image, write_png
+from diag_core.video_reader import read_image
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 DC = "{http://purl.org/dc/elements/1.1/}"

@@ -18,9 +18,9 @@ from diag_core import SamplerState, WanDiT
 from diag_core.chunk_loop import Chunk
 from diag_core.kv_cache import KVCache
 from diag_core.live import LivePrompts, LiveTimeline, follow
+from diag_core.pictures import to_uint8
 from diag_core.pipeline import OnForward, VideoPipeline
 from diag_core.rope import rotate, rotation
-from diag_core.video import to_uint8
 
 
 @pytest.fixture(scope="module")

@@ -15,21 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from diag_core import replacing, video
+from diag_core import mp4_writer, replacing
 from diag_core.mp4_boxes import read_boxes
 from diag_core.mp4_file import Mp4File
+from diag_core.mp4_writer import Mp4Writer, part_path
+from diag_core.pictures import fit_image, frame_strip, to_uint8, write_png
 from diag_core.provenance import generated_xmp, xmp_box
-from diag_core.video import (
-    Mp4Writer,
-    count_frames,
-    fit_image,
-    frame_strip,
-    part_path,
-    read_image,
-    read_video,
-    to_uint8,
-    write_png,
-)
+from diag_core.video_reader import count_frames, read_image, read_video
 
 ROOT = Path(__file__).parent.parent
 
@@ -124,7 +116,7 @@ def test_an_unfinished_video_never_bears_the_final_name(tmp_path: Path):
 def test_a_killed_process_leaves_what_it_wrote(tmp_path: Path):
     code = f"""
 import os, torch
-from diag_core.video import Mp4Writer
+from diag_core.mp4_writer import Mp4Writer
 writer = Mp4Writer({str(tmp_path / "a.mp4")!r}, 16, 48, 32, metadata={{"seed": 3}})
 writer.write(torch.zeros(1, 3, 12, 32, 48))
 os._exit(9)
@@ -255,7 +247,7 @@ def test_a_process_killed_between_conversion_and_patching_leaves_all_frames(tmp_
     code = f"""
 import os, signal, torch
 from diag_core.mp4_file import Mp4File
-from diag_core.video import Mp4Writer
+from diag_core.mp4_writer import Mp4Writer
 Mp4File.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)
 with Mp4Writer({str(tmp_path / "a.mp4")!r}, 16, 48, 32) as writer:
     writer.write(torch.zeros(1, 3, 12, 32, 48))
@@ -298,7 +290,7 @@ def test_a_part_that_a_player_has_open_is_copied_to_its_name(tmp_path: Path, mon
     def refuse(source: Path, target: Path) -> None:
         raise PermissionError(13, "The process cannot access the file", str(source))
 
-    monkeypatch.setattr(video, "replace_file", refuse)
+    monkeypatch.setattr(mp4_writer, "replace_file", refuse)
     with Mp4Writer(tmp_path / "a.mp4", 16, 48, 32) as writer:
         writer.write(colours(9))
     assert os.listdir(tmp_path) == ["a.mp4"] and len(decode(tmp_path / "a.mp4")) == 9

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from diag_core.geometry import DEFAULT_FPS
-from diag_core.video import to_uint8
+from diag_core.pictures import to_uint8
 
 from .canvas import BLUE, FAINT, GREEN, LINE, ORANGE, PANEL, VIOLET, Canvas, Colour
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from diag_core.geometry import DEFAULT_FPS
-from diag_core.video import Mp4Writer, frame_strip, to_uint8, write_png
+from diag_core.mp4_writer import Mp4Writer
+from diag_core.pictures import frame_strip, to_uint8, write_png
 
 SHOWN = 8
 """videos, of those that are judged"""

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..mp4_writer import part_path
 from ..sinks import numbered_pngs
-from ..video import part_path
 from .request import VideoRequest
 
 FOLDER = Path("outputs")

@@ -19,13 +19,13 @@ from ..chunk_loop import Chunk, Forward
 from ..geometry import latent_size, pixel_frames
 from ..live import LiveTimeline, follow
 from ..noise import SeededNoise
+from ..pictures import fit_image
 from ..pipeline import Decodes, OnForward, VideoPipeline
 from ..sampler import CausalModel, stream_chunks
 from ..sinks import FrameSink
 from ..state import SamplerState
 from ..timeline import Timeline
 from ..vae import TinyVAE, WanVAE
-from ..video import fit_image
 from .interactive import Console
 from .request import VideoRequest
 from .saved import Recording

@@ -18,7 +18,7 @@ from ..geometry import DEFAULT_FPS, latent_frames, latent_frames_for, pixel_fram
 from ..live import MAX_PREPARED
 from ..settings import CheckpointSettings
 from ..timeline_text import TimelineEntry, TimelineError, parse_timeline
-from ..video import count_frames
+from ..video_reader import count_frames
 from .outputs import VBENCH_COUNT, check_writable, output_paths, vbench_paths
 from .request import VideoRequest
 from .saved import latents_path, read_request

@@ -11,10 +11,10 @@ import torch
 
 from ..config import CacheConfig, ContextPolicy, SwitchPolicy
 from ..geometry import Span, chunk_spans, latent_frames, latent_size
+from ..mp4_writer import MAX_FPS, check_video_size
 from ..settings import CheckpointSettings
 from ..timeline import Timeline
 from ..timeline_text import TimelineEntry
-from ..video import MAX_FPS, check_video_size
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from ..demo_text import DemoTextEncoder
 from ..fast import accelerated, accelerated_decoder
 from ..geometry import pixel_frames
 from ..live import Switch
+from ..mp4_writer import Mp4Writer
 from ..replacing import replacing
 from ..sinks import FrameSink, PngSequence
 from ..text import TextEncoder
 from ..timeline_text import format_timeline, one_line
-from ..video import Mp4Writer, read_image, read_video
+from ..video_reader import read_image, read_video
 from .interactive import Console, live_prompts
 from .interrupt import deferred_interrupt
 from .models import encode, load_model, load_vae, umt5_encoder

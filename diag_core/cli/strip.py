@@ -31,7 +31,8 @@ def run(options: argparse.Namespace) -> int:
     """Raises ValueError or OSError for a file that is no video, too short, or of another size than the first."""
     import torch
 
-    from ..video import frame_strip, read_video, write_png
+    from ..pictures import frame_strip, write_png
+    from ..video_reader import read_video
 
     gap = 2
     rows: list[torch.Tensor] = []

@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import SETTINGS, decode, press_at, random_dit, random_vae, written
 
-from diag_core import SeededNoise, video
+from diag_core import SeededNoise, video_reader
 from diag_core import generate as sample
 from diag_core.attention import sdpa
 from diag_core.cli import models as cli_models
 from diag_core.cli.plan import _dtype
 from diag_core.demo_text import DemoTextEncoder
 from diag_core.fast import FastDiT
+from diag_core.pictures import to_uint8, write_png
 from diag_core.vae import WanVAE
-from diag_core.video import to_uint8, write_png
 
 
 def comment(path: Path) -> dict:
@@ -241,7 +241,7 @@ def test_a_long_video_to_go_on_from_is_not_kept_in_memory(generate, monkeypatch)
         return Counting(container) if mode == "r" else container
 
     stand_in = SimpleNamespace(open=open_counting, error=av.error, VideoFrame=av.VideoFrame, Packet=av.Packet)
-    monkeypatch.setattr(video, "_import_av", lambda: stand_in)
+    monkeypatch.setattr(video_reader, "import_av", lambda: stand_in)
     result = generate("--prompt", "a 2", "--video", "a.mp4", "--window", 6, "--frames", 33, "--out", "b.mp4")
     assert result.code == 0, result.err
     assert "21 of the pixel frames given" in result.out

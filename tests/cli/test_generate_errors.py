@@ -10,7 +10,7 @@ import torch
 from diag_core.cli import models as cli_models
 from diag_core.cli import plan as cli_plan
 from diag_core.cli.outputs import check_writable
-from diag_core.video import write_png
+from diag_core.pictures import write_png
 
 PROMPT = ("--prompt", "a 1")
 
@@ -171,7 +171,7 @@ def test_no_memory_left_is_an_error_that_helps(generate, monkeypatch):
 
 
 def test_a_video_that_cannot_be_written_is_an_error(generate, monkeypatch):
-    from diag_core.video import Mp4Writer
+    from diag_core.mp4_writer import Mp4Writer
 
     def full(self, pixels):
         raise OSError(28, "No space left on device")

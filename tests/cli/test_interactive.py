@@ -16,7 +16,8 @@ from tiny_models import decode, press_at
 from diag_core import SeededNoise
 from diag_core.cli import run as cli_run
 from diag_core.cli.interactive import STOP, Console, live_prompts
-from diag_core.video import Mp4Writer, read_image
+from diag_core.mp4_writer import Mp4Writer
+from diag_core.video_reader import read_image
 
 
 class Typist(io.StringIO):

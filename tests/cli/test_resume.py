@@ -18,8 +18,9 @@ from tiny_models import decode, press_at
 
 from diag_core import SamplerState
 from diag_core.cli.interrupt import deferred_interrupt
+from diag_core.mp4_writer import Mp4Writer
+from diag_core.pictures import write_png
 from diag_core.safetensors_file import SafetensorsFile, write_safetensors
-from diag_core.video import Mp4Writer, write_png
 
 ROOT = Path(__file__).parents[2]
 PROMPT = ("--prompt", "a red 3", "--seed", 5)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from diag_core.cli import main
-from diag_core.video import Mp4Writer, read_image, read_video
+from diag_core.mp4_writer import Mp4Writer
+from diag_core.video_reader import read_image, read_video
 
 
 def write(path, size=(32, 16), frames=5, level=0):

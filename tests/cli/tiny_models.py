@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from diag_core import SeededNoise, WanConfig, WanDiT
+from diag_core.mp4_writer import Mp4Writer
 from diag_core.settings import CheckpointSettings
 from diag_core.vae import TinyVAE, TinyVAEConfig
-from diag_core.video import Mp4Writer
 
 SETTINGS = CheckpointSettings(
     schedule="21",

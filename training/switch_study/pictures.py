@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from diag_core.geometry import DEFAULT_FPS, first_pixel_frame_of
-from diag_core.video import to_uint8
+from diag_core.pictures import to_uint8
 
 from ..canvas import BLUE, FAINT, GROUND, LINE, ORANGE, PANEL, TEXT, VIOLET, Canvas, Colour
 from .sampling import CONTROL
