@@ -139,8 +139,8 @@ def _workflow_of(prompt_id: str) -> str | None:
     running = [] if server is None else server.prompt_queue.get_current_queue()[0]
     for _, own, _, extra, *_ in running:
         if own == prompt_id:
-            workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
-            return workflow.get("id")
+            workflow = (extra.get("extra_pnginfo") or {}).get("workflow")
+            return workflow.get("id") if isinstance(workflow, dict) else None
     return None
 
 

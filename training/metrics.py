@@ -90,7 +90,7 @@ def signs_of_collapse(
 
 _LESS_STEPS = "Distilling, raise weights.gamma or train the critic more often (generator_every), from an earlier result"
 _SLOWER = "Lower learning_rate; distilling, raise generator_every so that the critic keeps up"
-_SOFTER = "Lower learning_rate (distilling, cfg too), or end with fewer steps: the longer a run, the more colours grow"
+_SOFTER = "Lower learning_rate; distilling, cfg too, or end with fewer steps: the longer a run, the more colours grow"
 
 
 class HealthWatch:
@@ -114,7 +114,10 @@ class HealthWatch:
         signs = signs_of_collapse(health, self.reference, self.limits, of=self.of)
         self.bad = self.bad + 1 if signs else 0
         if self.bad >= self.limits.patience:
-            raise Collapse(f"the run has collapsed at iteration {step}, {'; '.join(signs)}")
+            raise Collapse(
+                f"the run has collapsed at iteration {step}, {'; '.join(signs)}. If the samples look right to you, "
+                "wider limits let it go on from the last saved state"
+            )
         return signs
 
 

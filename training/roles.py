@@ -9,9 +9,11 @@ regression  the causal student as it was, frozen, sampled as its file says; None
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,13 @@ class Roles:
     real_score: WanDiT
     fake_score: WanDiT
     regression: LoadedCheckpoint | None
+
+
+def need(path: Path, made_by: str) -> Path:
+    """The path of an input; ValueError that names the stage which makes it, where it is not there."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing. Run the stage {made_by} first, or put its result there")
+    return path
 
 
 def load_role(path: Path, role: str, *, like: WanConfig | None, made_by: str, device: torch.device) -> LoadedCheckpoint:
@@ -70,3 +79,8 @@ def digest(path: Path) -> str:
 def digest_of(paths: Sequence[Path]) -> str:
     """The same of files that are one input."""
     return hashlib.sha256("".join(map(digest, paths)).encode()).hexdigest()
+
+
+def digest_of_values(values: Any) -> str:
+    """The same of what JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

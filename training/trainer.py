@@ -56,6 +56,10 @@ class Gallery(Protocol):
     def compared_with(self) -> str:
         """Whose videos those of a run are compared with, in the genitive: "the teacher's"."""
 
+    @property
+    def fps(self) -> float:
+        """Of all videos."""
+
     def reference(self) -> dict[str, float]:
         """Health of those videos."""
 
@@ -174,7 +178,7 @@ def _look(name: str, gallery: Gallery, watch: HealthWatch, step: int, book: Logb
     health = from_main(health)  # what is decided by it must be decided alike
     with agreement():
         if is_main():
-            save_videos(folder / "samples", f"step_{step:06d}", pixels)
+            save_videos(folder / "samples", f"step_{step:06d}", pixels, fps=gallery.fps)
         require_finite(step, health)
         book.write(step, {f"sample/{key}": value for key, value in health.items()})
     log.info("%s: samples at step %d, %s", name, step, ", ".join(f"{key} {value:.3g}" for key, value in health.items()))

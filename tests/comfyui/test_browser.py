@@ -285,8 +285,11 @@ def test_a_prompt_typed_while_the_video_is_made_changes_it(tab, tmp_path):
     typed.press("Enter")
     tab.page.wait_for_function("() => document.querySelector('.ddx-live').innerText.includes('s: a red 1')")
     tab.picture(tmp_path / "live.png", ["DiagDistillStream"])
+    own = tab.page.evaluate("() => app.graph.serialize()")
     tab.open_template("Stream with live prompts")  # another workflow, whose nodes have the same numbers
     assert tab.page.locator(".ddx-live input").is_disabled()
+    tab.load(own)
+    tab.page.wait_for_function("() => document.querySelector('.ddx-live input')?.disabled === false")
     tab.page.evaluate("async () => { await fetch('/api/interrupt', { method: 'POST' }) }")
     tab.page.wait_for_function("() => document.querySelector('.ddx-live input').disabled")
 

@@ -89,10 +89,12 @@ def init_task() -> OdeInit:
 class Still:
     """A gallery that samples by the averaged weights; the size of latents is among its scores."""
 
+    compared_with, fps = "the teacher's", 16.0
+
     def __init__(self, own: Distil) -> None:
         self.own = own
 
-    def teacher(self) -> dict[str, float]:
+    def reference(self) -> dict[str, float]:
         return {"motion": 1.0, "saturation": 1.0, "contrast": 1.0}
 
     def sample(self) -> tuple[Tensor, dict[str, float]]:

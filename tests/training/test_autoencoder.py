@@ -85,8 +85,19 @@ def test_training_lowers_the_loss() -> None:
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
+def test_the_learning_rate_rises_and_falls_as_a_cosine() -> None:
+    config = replace(TINY, steps=101, warmup_steps=5)
+    rates = [autoencoder._schedule(step, config) for step in range(102)]
+    assert rates[0] == pytest.approx(1 / 5) and max(rates) == rates[4] > 0.99
+    assert rates[4:] == sorted(rates[4:], reverse=True) and rates[101] == pytest.approx(0.01)
+    task = autoencoder.Autoencode(TINY)
+    for step in range(2):
+        task.update(step)
+        assert task.optimizer.adam.param_groups[0]["lr"] == TINY.learning_rate * autoencoder._schedule(step, TINY)
+
+
 def test_one_that_diverges_ends_with_an_error_and_no_file(tmp_path: Path) -> None:
-    config = replace(TINY, learning_rate=1e30, gradient_clip=1e30, warmup_steps=1, steps=20)
+    config = replace(TINY, learning_rate=1e30, clip=1e30, warmup_steps=1, steps=20)
     with pytest.raises(Collapse, match="loss is nan"):
         autoencoder.train(config, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} <= {"log.jsonl", "tensorboard", "recipe.json"}
@@ -96,7 +107,7 @@ def test_one_that_makes_everything_grey_ends_with_an_error_and_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(autoencoder, "reconstruct", lambda model, pixels: torch.zeros_like(pixels))
-    with pytest.raises(Collapse, match=r"static: motion is 0\.00 of the videos that went in.*; washed out: contrast"):
+    with pytest.raises(Collapse, match=r"static: motion is 0\.00 of the input videos'.*; washed out: contrast"):
         autoencoder.train(replace(TINY, limits=HealthLimits(patience=1)), tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
 

@@ -22,7 +22,7 @@ from training.stages import flow_matching
 from training.stages.flow_matching import FlowMatching, draw_batch, draw_sigmas, flow_matching_loss, learning_rate
 
 SMALL = FlowMatchingRecipe(
-    model=toy_smoke().model, steps=5, image_steps=2, image_every=3, image_batch=4, video_batch=2, save_every=1,
+    model=toy_smoke().model, steps=5, image_every=3, image_batch=4, video_batch=2, save_every=1,
     log_every=2,
 )  # fmt: skip
 encode = DemoTextEncoder().encode
@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_and_keeps_the_state(
 
 def test_training_lowers_the_loss_on_data_it_can_fit(tmp_path: Path) -> None:
     recipe = replace(
-        SMALL, steps=60, image_steps=0, video_batch=8, image_every=1000, warmup_steps=5, learning_rate=5e-3,
+        SMALL, steps=60, video_batch=8, image_every=1000, warmup_steps=5, learning_rate=5e-3,
         save_every=1000,
     )  # fmt: skip
     data = replace(random_latents(), videos=torch.ones(8, 16, 6, 8, 8).half())
@@ -136,9 +136,9 @@ def test_noise_levels_are_logit_normal_before_a_shift_that_grows_with_the_frames
 
 
 def test_batches_have_the_noise_levels_of_their_number_of_frames() -> None:
-    recipe = replace(SMALL, steps=3, image_steps=1, image_every=9, sparse_of=(1, 2), sparse_stride=5)
+    recipe = replace(SMALL, steps=3, image_every=3, sparse_of=(1, 2), sparse_stride=5)
     recipe = replace(recipe, image_batch=4000, sparse_batch=4000, video_batch=4000, shift=2.0, spread=1.0)
-    for step, frames in ((0, 1), (1, 6), (2, 2)):
+    for step, frames in ((0, 2), (1, 6), (2, 1)):
         batch = draw_batch(recipe, random_latents(), step)
         assert batch.latents.shape[2] == frames
         shift = 2.0 * frames**0.5
@@ -147,7 +147,7 @@ def test_batches_have_the_noise_levels_of_their_number_of_frames() -> None:
 
 def test_sparse_steps_show_the_first_latent_frame_and_some_of_the_others_and_say_which() -> None:
     data = random_latents()
-    recipe = replace(SMALL, steps=9, image_steps=0, image_every=9, sparse_of=(2, 3))
+    recipe = replace(SMALL, steps=9, image_every=10, sparse_of=(2, 3))
     recipe = replace(recipe, sparse_stride=2, sparse_batch=5)
     assert [recipe.on_sparse(step) for step in range(9)] == [True, True, False] * 2 + [True, True, False]
     for step in (0, 1, 3, 4, 6, 7):
@@ -174,33 +174,35 @@ def test_a_stage_begins_with_the_weights_of_an_earlier_one(tmp_path: Path) -> No
 def test_batches_pair_latents_with_their_prompts() -> None:
     data = random_latents()
     recipe = replace(SMALL, image_batch=200, prompt_dropout=0.0)
-    images = draw_batch(recipe, data, 0)
+    images = draw_batch(recipe, data, 2)
     assert images.latents.shape == images.noise.shape == (200, 16, 1, 8, 8)
     numbers = images.latents[:, 0, 0, 0, 0].tolist()
     assert set(numbers) == set(range(8))
     for number, prompt in zip(numbers, images.prompts, strict=True):
         assert torch.equal(scenes_to_indices([parse(prompt)])[0], data.first_frame_attributes[int(number)])
-    clips = draw_batch(recipe, data, recipe.image_steps)
+    clips = draw_batch(recipe, data, 0)
     assert clips.latents.shape == (recipe.video_batch, 16, 6, 8, 8)
-    again = draw_batch(recipe, data, recipe.image_steps)
+    again = draw_batch(recipe, data, 0)
     assert torch.equal(clips.noise, again.noise) and clips.prompts == again.prompts
-    assert not torch.equal(clips.noise, draw_batch(replace(recipe, seed=1), data, recipe.image_steps).noise)
+    assert not torch.equal(clips.noise, draw_batch(replace(recipe, seed=1), data, 0).noise)
 
 
 def test_a_share_of_prompts_is_left_out() -> None:
-    batch = draw_batch(replace(SMALL, image_batch=2000, prompt_dropout=0.1), random_latents(), 0)
+    batch = draw_batch(replace(SMALL, image_batch=2000, prompt_dropout=0.1), random_latents(), 2)
     assert 0.07 < batch.prompts.count("") / 2000 < 0.13
 
 
 def test_the_learning_rate_warms_up_and_cools_down() -> None:
-    recipe = replace(SMALL, steps=100, image_steps=0, warmup_steps=10, cooldown=0.2, learning_rate=1.0)
+    recipe = replace(SMALL, steps=100, warmup_steps=10, cooldown=0.2, learning_rate=1.0)
     rates = [learning_rate(recipe, step) for step in range(100)]
     assert rates[0] == 0.1 and rates[9] == rates[79] == 1 and rates[90] == 0.5 and rates[99] == pytest.approx(0.05)
 
 
-def test_images_come_first_and_return_now_and_then() -> None:
-    recipe = replace(SMALL, steps=11, image_steps=3, image_every=4)
-    assert [recipe.on_images(step) for step in range(11)] == [True] * 3 + [False] * 3 + [True] + [False] * 3 + [True]
+def test_first_frames_come_now_and_then_or_alone() -> None:
+    recipe = replace(SMALL, steps=8, image_every=4)
+    assert [recipe.on_images(step) for step in range(8)] == ([False] * 3 + [True]) * 2 and not recipe.on_images_alone
+    alone = replace(recipe, image_every=1)
+    assert all(alone.on_images(step) for step in range(8)) and alone.on_images_alone
 
 
 @pytest.mark.parametrize(
@@ -208,9 +210,8 @@ def test_images_come_first_and_return_now_and_then() -> None:
     [
         {"prompt_dropout": 1.5},
         {"video_batch": 0},
-        {"steps": 0, "image_steps": 0},
-        {"steps": 4, "image_steps": 5},
-        {"image_steps": -1},
+        {"steps": 0},
+        {"image_every": 0},
         {"learning_rate": 0.0},
         {"shift": float("nan")},
         {"sparse_of": (3, 2)},

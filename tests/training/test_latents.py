@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diag_core.vae.tiny import TinyVAE
-from training.data.latents import Shard, indices_to_scenes, load_latents, make_shard, scenes_to_indices
+from training.data.latents import Shard, check_shard, indices_to_scenes, load_latents, make_shard, scenes_to_indices
 from training.data.moving_digits import MovingDigitsConfig, draw_clips
 from training.data.prompts import parse, sample_scene
 from training.io import load_tensors
@@ -32,10 +32,14 @@ def test_scenes_survive_as_indices() -> None:
 
 
 def test_shards_hold_what_their_prompts_say(tmp_path: Path, vae: TinyVAE) -> None:
-    for number in range(2):
-        make_shard(Shard(kind="videos", number=number, seed=0, size=3, data=SHORT), tmp_path, vae)
-        make_shard(Shard(kind="first_frames", number=number, seed=0, size=5, data=SHORT), tmp_path, vae)
-    latents = load_latents(tmp_path)
+    shards = [
+        Shard(kind=kind, number=number, seed=0, size=size, data=SHORT)
+        for kind, size in (("videos", 3), ("first_frames", 5))
+        for number in range(3)
+    ]
+    for shard in shards:
+        make_shard(shard, tmp_path, vae)
+    latents = load_latents([shard for shard in shards if shard.number < 2], tmp_path)  # those asked for, no others
     assert latents.videos.shape == (6, 16, 3, 8, 8)
     assert latents.first_frames.shape == (10, 16, 8, 8)
     assert latents.videos.dtype == latents.first_frames.dtype == torch.float16
@@ -84,5 +88,5 @@ def test_shards_that_were_made_otherwise_are_not_taken(tmp_path: Path, vae: Tiny
 def test_wrong_use_is_refused(tmp_path: Path, vae: TinyVAE) -> None:
     with pytest.raises(ValueError, match="unknown kind of latents 'frames'"):
         make_shard(Shard(kind="frames", number=0, seed=0), tmp_path, vae)
-    with pytest.raises(ValueError, match="no videos_"):
-        load_latents(tmp_path)
+    with pytest.raises(ValueError, match=r"videos_0000\.safetensors is missing\. Run the stage latents first"):
+        check_shard(Shard(kind="videos", number=0, seed=0), tmp_path, vae)

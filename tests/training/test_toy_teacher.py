@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,15 +25,23 @@ from training.stages import scoring, toy_teacher
 DEMO = Path(__file__).parents[2] / "demo"
 
 
-def test_every_stage_runs_and_leaves_a_checkpoint_that_carries_its_settings(tmp_path: Path) -> None:
+def run(folder: Path) -> None:
     recipe = toy_smoke()
+    toy_teacher.prepare(recipe, folder)
+    for part in recipe.parts:
+        toy_teacher.train_part(recipe, folder, part)
 
-    def run() -> None:
-        toy_teacher.prepare(recipe, tmp_path)
-        for part in recipe.parts:
-            toy_teacher.train_part(recipe, tmp_path, part)
 
-    run()
+@pytest.fixture(scope="module")
+def preparation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """After all stages up to the teacher; not to be changed."""
+    folder = tmp_path_factory.mktemp("preparation")
+    run(folder)
+    return folder
+
+
+def test_every_stage_runs_and_leaves_a_checkpoint_that_carries_its_settings(preparation: Path) -> None:
+    recipe, tmp_path = toy_smoke(), preparation
     loaded = load_dit(tmp_path / toy_teacher.TEACHER)
     assert loaded.settings == recipe.settings
     assert next(loaded.model.parameters()).dtype == torch.bfloat16
@@ -46,20 +55,78 @@ def test_every_stage_runs_and_leaves_a_checkpoint_that_carries_its_settings(tmp_
     assert [entry["step"] for entry in curve if "sample/amplitude" in entry] == [2, 4, 5]
     assert {"sample/digit", "sample/colour", "sample/contrast"} <= set().union(*read_log(tmp_path / "looks"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").iterdir()}
-    run()
+    run(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").iterdir()} == before
-    # Another recipe is refused for a part that is finished, and for one that is not.
-    other = replace(recipe, motion=replace(recipe.motion, learning_rate=1.0))
+
+
+@pytest.fixture()
+def made(tmp_path: Path, preparation: Path) -> Path:
+    """All stages' results, of one's own."""
+    return Path(shutil.copytree(preparation, tmp_path / "made"))
+
+
+def train(folder: Path, part: str = "motion", **changes: Any) -> None:
+    recipe = toy_smoke()
+    toy_teacher.train_part(replace(recipe, **{part: replace(getattr(recipe, part), **changes)}), folder, part)
+
+
+def again(folder: Path, part: str = "motion") -> None:
+    """As if the part had not been begun."""
+    shutil.rmtree(folder / part)
+    (folder / f"{part}.safetensors").unlink()
+
+
+def test_another_recipe_is_refused_for_a_part_that_is_finished_and_for_one_that_is_not(made: Path) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="motion was begun with another recipe: learning_rate was"):
-            toy_teacher.train_part(other, tmp_path, "motion")
-        (tmp_path / "motion.safetensors").unlink(missing_ok=True)
-    # What is neither moving nor coloured is told.
-    strict = replace(recipe, motion=replace(recipe.motion, limits=HealthLimits(patience=1)))
-    shutil.rmtree(tmp_path / "motion")
-    with pytest.raises(Collapse, match=r"collapsed at iteration 2, .* of real videos', "):
-        toy_teacher.train_part(strict, tmp_path, "motion")
-    assert not (tmp_path / "motion.safetensors").exists()
+            train(made, learning_rate=1.0)
+        (made / "motion.safetensors").unlink(missing_ok=True)
+    train(made)  # ends at once, from its last state
+    with pytest.raises(ValueError, match="autoencoder was begun with another recipe: seed was 0, now it is 1"):
+        recipe = toy_smoke()
+        toy_teacher.make_autoencoder(replace(recipe, autoencoder=replace(recipe.autoencoder, seed=1)), made)
+
+
+def test_what_was_put_there_by_hand_is_of_no_recipe(made: Path) -> None:
+    shutil.rmtree(made / "motion")
+    train(made, learning_rate=1.0)
+    assert not (made / "motion").exists()
+
+
+def test_a_part_does_not_go_on_with_other_latents(made: Path) -> None:
+    again(made)
+    train(made, steps=5)
+    (made / "motion.safetensors").unlink()
+    more = replace(toy_smoke(), video_shards=2)
+    toy_teacher.prepare(more, made)
+    with pytest.raises(ValueError, match="motion was begun with other inputs: latents was"):
+        toy_teacher.train_part(more, made, "motion")
+    train(made)  # the shards of its own recipe are there still
+    assert (made / "motion.safetensors").exists()
+
+
+def test_a_missing_input_is_named_with_its_stage(made: Path) -> None:
+    again(made)
+    for name, stage in (("classifier", "classifier"), ("vae", "autoencoder"), ("looks", "looks")):
+        (made / f"{name}.safetensors").rename(made / "away")
+        with pytest.raises(ValueError, match=rf"{name}\.safetensors is missing.*Run the stage {stage} first"):
+            train(made)
+        (made / "away").rename(made / f"{name}.safetensors")
+    assert not (made / "motion").exists()
+
+
+def test_samples_do_not_change_what_is_trained(made: Path) -> None:
+    with_samples = (made / "motion.safetensors").read_bytes()
+    again(made)
+    train(made, sample_every=0)
+    assert (made / "motion.safetensors").read_bytes() == with_samples
+
+
+def test_what_is_not_like_real_videos_is_told(made: Path) -> None:
+    again(made)
+    with pytest.raises(Collapse, match=r"collapsed at iteration 2, .* of real videos', .*wider limits"):
+        train(made, limits=HealthLimits(patience=1))
+    assert not (made / "motion.safetensors").exists()
 
 
 @pytest.mark.parametrize("schedule", ["1", "21"])

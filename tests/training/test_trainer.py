@@ -22,6 +22,7 @@ from training import checkpoint, trainer
 from training.ema import EMA
 from training.logbook import Logbook, read_log
 from training.metrics import Collapse, HealthLimits
+from training.optimize import Optimizer, warming_up
 from training.recipes.loop import LoopRecipe
 from training.stopping import Stopped
 from training.trainer import train
@@ -58,7 +59,7 @@ class Still:
     def __init__(self, motion: float) -> None:
         self.motion, self.looked = motion, 0
 
-    compared_with = "the teacher's"
+    compared_with, fps = "the teacher's", 16.0
 
     def reference(self) -> dict[str, float]:
         return {"motion": 1.0, "saturation": 1.0, "contrast": 1.0}
@@ -317,6 +318,26 @@ def test_weights_and_biases_that_cannot_be_used_stop_a_run_before_its_first_iter
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else find(name, *more))
     with pytest.raises(ValueError, match="pip install wandb, or leave the field empty"):
         train("x", task, recipe, tmp_path)
+
+
+def test_the_learning_rate_goes_by_the_steps_done_also_after_a_kill() -> None:
+    def rates(optimizer: Optimizer, steps: int) -> list[float]:
+        used = []
+        for _ in range(steps):
+            loss = model(torch.ones(1, 2)).sum()
+            optimizer.step([(loss, {})])
+            used.append(optimizer.adam.param_groups[0]["lr"])
+        return used
+
+    def new() -> Optimizer:
+        rate = warming_up(0.8, 4)
+        return Optimizer(model, learning_rate=rate, betas=(0.9, 0.99), weight_decay=0.0, clip=1.0)
+
+    model = torch.nn.Linear(2, 1)
+    whole, resumed = new(), new()
+    assert rates(whole, 3) == pytest.approx([0.2, 0.4, 0.6])
+    resumed.load_state_dict(whole.state_dict())
+    assert rates(resumed, 3) == pytest.approx([0.8, 0.8, 0.8])
 
 
 def test_the_average_is_lent_to_the_model_and_taken_back() -> None:

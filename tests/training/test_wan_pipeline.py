@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,17 @@ from wan_models import CONFIG, PROMPTS, random_dit, write_layouts, write_text_en
 from diag_core.checkpoint import load_dit, load_tensors
 from diag_core.cli import main as diag_core_main
 from diag_core.cli.models import load_vae
-from diag_core.settings import WAN_NEGATIVE_PROMPT
+from diag_core.settings import PRESETS, WAN_NEGATIVE_PROMPT
 from diag_core.text import UMT5Encoder
 from diag_core.vae import TinyVAE, TinyVAEConfig
 from training.__main__ import main
 from training.logbook import read_log
 from training.metrics import pixel_health
+from training.recipes.wan import ode_init, stage2
 from training.wan.embeddings import Embeddings
 from training.wan.pairs import PairsOnDisk
+from training.wan.setup import Setup
+from training.wan.stages import sampled_as
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComfyUI will misread")  # the small width of its text
 SMALL = ["video.width=32", "video.height=32", "video.latent_frames=6"]
@@ -143,6 +147,25 @@ def test_stage_2_goes_on_with_the_critic_of_stage_1(world: World, tmp_path: Path
     own, same, other = student(), student("--critic", str(critic)), student("--critic", str(teacher), "ema=0.99")
     assert all(torch.equal(own[name], same[name]) for name in own)
     assert any(not torch.equal(own[name], other[name]) for name in own)
+
+
+@pytest.mark.parametrize(
+    ("stage", "begun_as", "lora", "license"),
+    [
+        ("ode-init", None, False, "Apache-2.0"),
+        ("ode-init", PRESETS["wan"], False, "Apache-2.0"),
+        ("ode-init", PRESETS["longlive"], False, ""),
+        ("ode-init", None, True, ""),
+        ("stage2", replace(PRESETS["longlive"], license="MIT"), False, "MIT"),
+        ("stage2", replace(PRESETS["longlive"], license="MIT"), True, ""),
+        ("stage2", None, False, ""),
+    ],
+)
+def test_a_result_says_the_licence_of_what_it_began_as(stage: str, begun_as, lora: bool, license: str) -> None:
+    made = {"ode-init": ode_init, "stage2": stage2}[stage]()
+    other = Path("other.safetensors") if lora else None
+    setup = Setup(stage=stage, recipe=made, out=Path(), embeddings=None, generator_lora=other)
+    assert sampled_as(setup, begun_as).license == license
 
 
 def test_stage2_straight_from_longlive(world: World, tmp_path: Path) -> None:

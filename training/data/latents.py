@@ -7,7 +7,7 @@ already there are kept. A shard has
     latents     float16  [N,16,F,H,W] for videos, [N,16,H,W] for first frames (single images, latent frame 0)
     attributes  uint8    [N,13]: the scene as indices (see `scenes_to_indices`)
 
-`load_latents(folder)` returns them all as a `LatentSet`; prompts are phrased anew each time they are asked for.
+`load_latents(shards, folder)` returns them all as a `LatentSet`; prompts are phrased anew each time they are asked for.
 """
 
 from __future__ import annotations
@@ -178,19 +178,13 @@ def check_shard(shard: Shard, folder: str | Path, vae: TinyVAE) -> None:
             )
 
 
-def load_latents(folder: str | Path) -> LatentSet:
-    """All shards of a folder, in memory: about 43 MB for 1,000 videos of 81 frames at 64x64, 20 MB for 10,000 first
-    frames.
+def load_latents(shards: Sequence[Shard], folder: str | Path) -> LatentSet:
+    """Shards of both kinds, in memory: about 43 MB for 1,000 videos of 81 frames at 64x64, 20 MB for 10,000 first
+    frames. They are there (`check_shard`)."""
 
-    Raises ValueError when either kind is missing."""
-    videos, video_attributes = _load_kind(Path(folder), "videos")
-    first_frames, first_frame_attributes = _load_kind(Path(folder), "first_frames")
-    return LatentSet(videos, video_attributes, first_frames, first_frame_attributes)
+    def load(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+        files = [load_tensors(shard.path(folder))[0] for shard in shards if shard.kind == kind]
+        log.info("%d shards of %s from %s", len(files), kind, folder)
+        return torch.cat([file["latents"] for file in files]), torch.cat([file["attributes"] for file in files])
 
-
-def _load_kind(folder: Path, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    shards = [load_tensors(path)[0] for path in sorted(folder.glob(f"{kind}_*.safetensors"))]
-    if not shards:
-        raise ValueError(f"no {kind}_*.safetensors in {folder}; make them first with training.data.latents.make_shard")
-    log.info("%d shards of %s from %s", len(shards), kind, folder)
-    return torch.cat([s["latents"] for s in shards]), torch.cat([s["attributes"] for s in shards])
+    return LatentSet(*load("videos"), *load("first_frames"))

@@ -26,17 +26,15 @@ class FlowMatchingRecipe(LoopRecipe):
     """of the weights, where nothing is gone on from, of the order of the data, and of all noise"""
     steps: int = 3000
     """on first frames, on videos, and on a few latent frames of them"""
-    image_steps: int = 1500
-    """the first so many steps are on first frames alone"""
     image_every: int = 8
-    """of the steps after them, every so manieth is on first frames again"""
+    """of so many steps the last is on first frames; 1 trains on those alone"""
     image_batch: int = 256
     """first frames a step"""
     video_batch: int = 12
     """whole videos a step"""
     sparse_of: tuple[int, int] = (0, 1)
-    """of so many video steps, so many show only each `sparse_stride`-th latent frame, from the first on: cheap steps
-    that teach where things go"""
+    """(2, 3): two of three steps, where they are not on first frames, show only each `sparse_stride`-th latent frame,
+    from the first on: cheap steps that teach where things go"""
     sparse_stride: int = 3
     """1 would be all of them"""
     sparse_batch: int = 16
@@ -82,17 +80,15 @@ class FlowMatchingRecipe(LoopRecipe):
         require_above_zero(self, "learning_rate", "clip", "shift", "spread")
         fits = 0 <= self.sparse_of[0] <= self.sparse_of[1] > 0
         require(fits, "sparse_of", "must be so many of so many, such as (2, 3)", self.sparse_of)
-        fits = 0 <= self.image_steps <= self.steps
-        require(fits, "image_steps", f"must be from 0 to the {self.steps} of steps", self.image_steps)
 
     @property
     def on_images_alone(self) -> bool:
         """Whether no step trains on videos."""
-        return self.image_steps == self.steps
+        return self.image_every == 1
 
     def on_images(self, step: int) -> bool:
         """Whether step `step` trains on first frames."""
-        return step < self.image_steps or (step - self.image_steps) % self.image_every == self.image_every - 1
+        return step % self.image_every == self.image_every - 1
 
     def on_sparse(self, step: int) -> bool:
         """Whether step `step` trains on videos of which some latent frames are left out."""

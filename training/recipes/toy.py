@@ -17,24 +17,24 @@ from .teacher import FlowMatchingRecipe
 
 # The parts of the teacher's training, none of them longer than 40 minutes on two cores. Only the last lets the learning
 # rate fall: what comes before goes on at once. First latent frames alone:
-_LOOKS = FlowMatchingRecipe(seed=0, steps=1200, image_steps=1200, cooldown=0.0, compiled=True)
+_LOOKS = FlowMatchingRecipe(seed=0, steps=1200, image_every=1, cooldown=0.0, compiled=True)
 # Five latent frames of a video, and first ones now and then:
 _MOTION = FlowMatchingRecipe(
-    seed=1, steps=2000, image_steps=0, image_every=4, sparse_of=(5, 6), sparse_stride=5, sparse_batch=48,
+    seed=1, steps=2000, image_every=4, sparse_of=(5, 6), sparse_stride=5, sparse_batch=48,
     cooldown=0.0, compiled=True,
 )  # fmt: skip
 # Every third frame of a video, and whole ones:
 _VIDEOS = FlowMatchingRecipe(
-    seed=2, steps=3000, image_steps=0, image_every=8, sparse_of=(2, 3), sparse_stride=3, sparse_batch=36,
+    seed=2, steps=3000, image_every=8, sparse_of=(2, 3), sparse_stride=3, sparse_batch=36,
     cooldown=0.0, compiled=True,
 )  # fmt: skip
 # The same in turn, to the end:
 _TEACHER = FlowMatchingRecipe(
-    seed=3, steps=4200, image_steps=0, image_every=16, sparse_of=(1, 2), sparse_stride=3, sparse_batch=36,
+    seed=3, steps=4200, image_every=16, sparse_of=(1, 2), sparse_stride=3, sparse_batch=36,
     cooldown=0.5, compiled=True,
 )  # fmt: skip
 # Whole videos, and hardly anything else, before the last part of a longer recipe:
-_WHOLE = FlowMatchingRecipe(seed=3, steps=1900, image_steps=0, image_every=16, cooldown=0.7, compiled=True)
+_WHOLE = FlowMatchingRecipe(seed=3, steps=1900, image_every=16, cooldown=0.7, compiled=True)
 
 
 NO_LIMITS = HealthLimits(static=0, washed_out=0, flashing=1e9, harsh=1e9, saturated=1e9)
@@ -140,7 +140,7 @@ def toy() -> ToyRecipe:
 def toy_long() -> LongToyRecipe:
     """The same in five parts, most of them with a cooldown of their own: a better teacher, an hour later."""
     return LongToyRecipe(
-        looks=replace(_LOOKS, steps=1500, image_steps=1500, cooldown=0.2),
+        looks=replace(_LOOKS, steps=1500, cooldown=0.2),
         motion=replace(_MOTION, steps=2800, cooldown=0.2),
         videos=replace(_VIDEOS, steps=3600, sparse_of=(1, 2), sparse_stride=5, sparse_batch=48, cooldown=0.4),
         teacher=replace(_TEACHER, seed=4, steps=4600),
@@ -157,7 +157,7 @@ def toy_accelerator() -> ToyRecipe:
         autoencoder=AutoencoderConfig(data=data, steps=4000, pixel_frames=416),
         video_shards=40,
         image_shards=24,
-        looks=replace(_LOOKS, model=model, steps=3000, image_steps=3000, learning_rate=6e-4),
+        looks=replace(_LOOKS, model=model, steps=3000, learning_rate=6e-4),
         motion=replace(_MOTION, model=model, steps=4000, video_batch=24, sparse_batch=96, learning_rate=6e-4),
         videos=replace(_VIDEOS, model=model, steps=4000, video_batch=24, sparse_batch=72, learning_rate=6e-4),
         teacher=replace(_TEACHER, model=model, steps=3000, video_batch=24, sparse_batch=72, learning_rate=6e-4),
@@ -178,7 +178,7 @@ def toy_smoke() -> ToyRecipe:
         videos_a_shard=8,
         image_shards=1,
         images_a_shard=16,
-        looks=replace(_LOOKS, steps=3, image_steps=3, **few, **loop),
+        looks=replace(_LOOKS, steps=3, **few, **loop),
         motion=replace(_MOTION, steps=5, image_every=3, **few, **loop),
         videos=replace(_VIDEOS, steps=3, **few, **loop),
         teacher=replace(_TEACHER, steps=3, **few, **loop),

@@ -84,7 +84,7 @@ class AutoencoderConfig(LoopRecipe):
     """of the term that keeps latents at mean 0 and deviation 1"""
     square_weight: float = 2.0
     """weight of the squared error beside L1, both on pixels in -1..1"""
-    gradient_clip: float = 1.0
+    clip: float = 1.0
     """largest gradient norm"""
     save_every: int = 250
     """steps between saved states: what a kill can cost"""
@@ -94,7 +94,7 @@ class AutoencoderConfig(LoopRecipe):
     """steps between samples, held-out videos each beside what the autoencoder makes of it, which are judged; 0 makes
     none"""
     sample_prompts: int = 4
-    """held-out videos that are shown then"""
+    """held-out videos that are judged then; the first few are shown"""
     precision: str = "auto"
     """of activations: bf16, fp32, or auto: bf16 where the device is quick in it; weights are float32"""
 
@@ -102,7 +102,7 @@ class AutoencoderConfig(LoopRecipe):
         super().__post_init__()
         require_at_least(self, 1, "warmup_steps", "pixel_frames")
         require_at_least(self, 0, "latent_noise", "moment_weight", "square_weight")
-        require_above_zero(self, "learning_rate", "gradient_clip")
+        require_above_zero(self, "learning_rate", "clip")
         require(0 <= self.pairs <= 1, "pairs", "must be from 0 to 1", self.pairs)
         fit = bool(self.lengths) and all(n % 4 == 1 and 1 <= n <= self.data.num_pixel_frames for n in self.lengths)
         longest = self.data.num_pixel_frames
@@ -121,7 +121,7 @@ class Autoencode:
             learning_rate=lambda done: config.learning_rate * _schedule(done, config),
             betas=(0.9, 0.99),
             weight_decay=1e-4,
-            clip=config.gradient_clip,
+            clip=config.clip,
         )
 
     def update(self, step: int) -> dict[str, Tensor]:
@@ -140,10 +140,10 @@ class Autoencode:
 class ReconstructionGallery:
     """Held-out videos, each beside what an autoencoder that is trained makes of it."""
 
-    compared_with = "the videos that went in"
+    compared_with = "the input videos'"
 
     def __init__(self, model: TinyVAE, config: AutoencoderConfig, device: torch.device | str) -> None:
-        self.model, self.device = model, device
+        self.model, self.device, self.fps = model, device, config.data.fps
         clips = draw_clips(range(config.sample_prompts), split="test", seed=1, config=config.data, held_out=None)
         self.videos = render(clips, config.data)
 
@@ -163,8 +163,7 @@ def train(config: AutoencoderConfig, folder: str | Path, *, device: torch.device
 
     Raises:
         ValueError: the folder holds the state of another recipe.
-        Collapse: training has gone wrong.
-        OSError: a full disk, say; the last saved state stays whole.
+        Collapse, Stopped, OSError: as `trainer.train`.
     """
     folder = Path(folder)
     begin(folder, config, {})

@@ -27,18 +27,20 @@ def begin(
         recipe: a dataclass.
         inputs: digests of the files it starts from, by name.
         free: more fields that may be changed, and are then written down: such as how far a stage goes.
-        result: what the stage ends with; once it is there, `free` is so no more.
+        result: what the stage ends with; once it is there, `free` is so no more. One that was put there by hand is
+            taken as it is.
 
     Raises:
         ValueError: the folder was begun with another recipe or other inputs; names the first field that differs.
     """
     path = folder / FILE
     own = json.loads(json.dumps({"recipe": dataclasses.asdict(recipe), "inputs": dict(inputs)}))
+    finished = result is not None and result.exists()
     if not path.exists():
-        save_json(path, own)
+        if not finished:  # what was put there by hand was made with nobody knows what
+            save_json(path, own)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    finished = result is not None and result.exists()
     allowed = (*FREE, *ROUNDING, *(() if finished else free))
     for part, what in (("recipe", "another recipe"), ("inputs", "other inputs")):
         was, now = flat(before[part]), flat(own[part])

@@ -88,7 +88,7 @@ class DigitsGallery:
         self.model, self.ema, self.settings, self._reference = model, ema, settings, reference
         self.vae, self.classifier, self.data, self.folder = vae, classifier, data, folder
         self.scenes = held_out_scenes(count, seed=_SEED)
-        self.compared_with = reference.whose
+        self.compared_with, self.fps = reference.whose, data.fps
 
     def reference(self) -> dict[str, float]:
         """Health of the videos to compare with, made once."""
@@ -98,7 +98,7 @@ class DigitsGallery:
             health = self._health(pixels)
             with agreement():
                 if is_main():
-                    save_videos(self.folder / "samples", self._reference.name, pixels, fps=self.data.fps)
+                    save_videos(self.folder / "samples", self._reference.name, pixels, fps=self.fps)
                     save_json(path, health)
         health = from_main(json.loads(path.read_text(encoding="utf-8")) if is_main() else {})
         return {name: float(value) for name, value in health.items()}

@@ -41,7 +41,7 @@ from ..io import load_tensors, save_json
 from ..recipes.distillation import DistilRecipe
 from ..recipes.loop import LoopRecipe
 from ..recipes.moving_digits import MovingDigitsRecipe
-from ..roles import Roles, digest, digest_of, load_role
+from ..roles import Roles, digest, digest_of, load_role, need
 from ..trainer import Task, train
 from ..videos import SHOWN, save_videos
 from . import autoencoder, scoring, toy_teacher
@@ -50,10 +50,10 @@ from .distil import Distil
 from .gallery import DigitsGallery, teachers
 from .ode_init import OdeInit
 from .ode_pairs import load_pairs, make_pairs, shard_name
+from .toy_teacher import CLASSIFIER, TEACHER, VAE
 
 log = logging.getLogger(__name__)
 
-VAE, CLASSIFIER, TEACHER = "vae.safetensors", "classifier.safetensors", toy_teacher.TEACHER
 ODE_INIT, STAGE1, STAGE2, FINAL = "ode_init.safetensors", "stage1.safetensors", "stage2.safetensors", "dit.safetensors"
 CRITIC = "stage1_critic.safetensors"
 
@@ -247,10 +247,7 @@ class Pipeline:
         return recipe.settings(title=title, license=self.recipe.license, text_encoder=self._text_encoder)
 
     def _need(self, file: str, made_by: str) -> Path:
-        path = self.folder / file
-        if not path.exists():
-            raise ValueError(f"{path} is missing. Run the stage {made_by} first, or put its result there")
-        return path
+        return need(self.folder / file, made_by)
 
     def _model(self, file: str, made_by: str, role: str) -> LoadedCheckpoint:
         like = self.recipe.preparation.model

@@ -18,11 +18,11 @@ from diag_core.demo_text import DemoTextEncoder
 from diag_core.vae import TinyVAE
 
 from .. import trainer
-from ..classifier import load_classifier, measure_accuracy, save_classifier, train_classifier
+from ..classifier import DigitClassifier, load_classifier, measure_accuracy, save_classifier, train_classifier
 from ..data.latents import Shard, check_shard, load_latents, make_shard
 from ..ema import EMA
 from ..recipes.toy import ToyRecipe
-from ..roles import digest, load_role
+from ..roles import digest, digest_of_values, load_role, need
 from . import autoencoder
 from .begin import begin
 from .flow_matching import FlowMatching
@@ -30,14 +30,14 @@ from .gallery import DigitsGallery, rendered
 
 log = logging.getLogger(__name__)
 
-TEACHER = "teacher.safetensors"
+VAE, CLASSIFIER, TEACHER = "vae.safetensors", "classifier.safetensors", "teacher.safetensors"
 
 
 def prepare(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> None:
     """Autoencoder, classifier and latents, those that are not there yet."""
     vae = make_autoencoder(recipe, folder, device=device)
-    if not (folder / "classifier.safetensors").exists():
-        make_classifier(recipe, vae, folder / "classifier.safetensors")
+    if not (folder / CLASSIFIER).exists():
+        make_classifier(recipe, vae, folder / CLASSIFIER)
     vae.to(device)
     for shard in _shards(recipe):
         make_shard(shard, folder / "latents", vae)
@@ -57,10 +57,16 @@ def _shards(recipe: ToyRecipe) -> Iterator[Shard]:
 
 
 def make_autoencoder(recipe: ToyRecipe, folder: Path, *, device: str = "cpu") -> TinyVAE:
-    """The autoencoder of `vae.safetensors` on the CPU, trained first where there is none."""
-    path = folder / "vae.safetensors"
+    """The autoencoder of `vae.safetensors` on the CPU, trained first where there is none.
+
+    Raises:
+        ValueError: the one that is there was trained by another recipe.
+        Collapse, Stopped, OSError: as `trainer.train`.
+    """
+    path = folder / VAE
     if not path.exists():
         autoencoder.train(recipe.autoencoder, folder / "autoencoder", device=device).rename(path)
+    begin(folder / "autoencoder", recipe.autoencoder, {}, result=path)
     return autoencoder.load_autoencoder(path)
 
 
@@ -82,9 +88,9 @@ def train_part(recipe: ToyRecipe, folder: Path, part: str, *, device: str = "cpu
     the averaged weights.
 
     Raises:
-        ValueError: the latents are missing or not the recipe's, or the part was begun with another recipe.
-        Collapse: training has gone wrong.
-        OSError: a full disk, say; the last saved state stays whole.
+        ValueError: an input is missing or not the recipe's, the part was begun with another recipe or other latents, or
+            there is no compiler for what is to be compiled.
+        Collapse, Stopped, OSError: as `trainer.train`.
     """
     if part not in recipe.parts:
         raise ValueError(f"the teacher of this recipe has no part {part!r}: there are {', '.join(recipe.parts)}")
@@ -95,21 +101,27 @@ def train_part(recipe: ToyRecipe, folder: Path, part: str, *, device: str = "cpu
     if result.exists():
         begin(folder / part, stage, inputs, result=result)
         return
-    vae = autoencoder.load_autoencoder(folder / "vae.safetensors")
-    for shard in _shards(recipe):
+    vae = autoencoder.load_autoencoder(need(folder / VAE, "autoencoder"))
+    classifier = load_classifier(need(folder / CLASSIFIER, "classifier"))
+    shards = list(_shards(recipe))
+    for shard in shards:
         check_shard(shard, folder / "latents", vae)
     initial = None
     for path in begun_as:
         role = load_role(path, "teacher so far", like=recipe.model, made_by=path.stem, device=torch.device("cpu"))
         initial = role.model.state_dict()
+    inputs["latents"] = digest_of_values([shard.made_with(vae) for shard in shards])
     begin(folder / part, stage, inputs)
     encode = DemoTextEncoder(recipe.model.text_len, recipe.model.text_dim).encode
-    task = FlowMatching(stage, load_latents(folder / "latents"), encode, initial=initial, device=device)
-    trainer.train(part, task, stage, folder / part, gallery=_gallery(recipe, folder, part, task.ema, vae, device))
+    task = FlowMatching(stage, load_latents(shards, folder / "latents"), encode, initial=initial, device=device)
+    gallery = _gallery(recipe, folder, part, task.ema, vae, classifier, device)
+    trainer.train(part, task, stage, folder / part, gallery=gallery)
     save_dit(result, task.ema.state_dict(), recipe.model, recipe.settings, dtype=torch.bfloat16)
 
 
-def _gallery(recipe: ToyRecipe, folder: Path, part: str, ema: EMA, vae: TinyVAE, device: str) -> DigitsGallery:
+def _gallery(
+    recipe: ToyRecipe, folder: Path, part: str, ema: EMA, vae: TinyVAE, classifier: DigitClassifier, device: str
+) -> DigitsGallery:
     """Samples beside real renders. A part that trains on single frames alone samples those."""
     stage, data = recipe.parts[part], recipe.data
     settings = dataclasses.replace(recipe.settings, schedule=str(recipe.sample_steps))
@@ -122,7 +134,7 @@ def _gallery(recipe: ToyRecipe, folder: Path, part: str, ema: EMA, vae: TinyVAE,
         settings,
         reference=rendered(data),
         vae=vae,
-        classifier=load_classifier(folder / "classifier.safetensors"),
+        classifier=classifier,
         data=data,
         count=stage.sample_prompts,
         folder=folder / part,

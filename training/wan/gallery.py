@@ -17,6 +17,7 @@ from torch import Tensor
 from diag_core import SeededNoise, WanDiT
 from diag_core.checkpoint import CheckpointSettings
 from diag_core.cli.models import load_vae
+from diag_core.geometry import DEFAULT_FPS
 
 from ..distributed import agreement, from_main, is_main, rank, to_main, world_size
 from ..ema import EMA
@@ -58,7 +59,7 @@ class WanGallery:
         folder: of the stage; the teacher's videos and health are kept there.
     """
 
-    compared_with = "the teacher's"
+    compared_with, fps = "the teacher's", DEFAULT_FPS
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class WanGallery:
             pixels, health = self._judged(self._teacher())
             with agreement():
                 if is_main():
-                    save_videos(self.folder / "samples", "teacher", pixels)
+                    save_videos(self.folder / "samples", "teacher", pixels, fps=self.fps)
                     save_json(path, health)
         health = from_main(json.loads(path.read_text(encoding="utf-8")) if is_main() else {})
         return {name: float(value) for name, value in health.items()}

@@ -99,12 +99,11 @@ def run(setup: Setup, inputs: Inputs, *, device: torch.device, part: tuple[int, 
 
 
 def sampled_as(setup: Setup, begun_as: CheckpointSettings | None) -> CheckpointSettings:
-    """What the result's file says of its sampling, and of its licence: that of the student it began as, whose file says
-    `begun_as`. A published one does not say it, and then no more does the result."""
+    """What the result's file says of its sampling and of its licence; `begun_as` is what that of the student says which
+    it began as."""
     recipe = setup.recipe
     assert not isinstance(recipe, WanOdePairsRecipe)
-    title = f"Wan 2.1, {_TITLES[setup.stage]}"
-    license = "" if begun_as is None else begun_as.license
+    title, license = f"Wan 2.1, {_TITLES[setup.stage]}", _license(setup, begun_as)
     if isinstance(recipe, WanDistilRecipe):
         return recipe.settings(title=title, license=license)
     # As stage 1 will begin to sample it: the stored points are those of this list.
@@ -114,8 +113,18 @@ def sampled_as(setup: Setup, begun_as: CheckpointSettings | None) -> CheckpointS
         sink_frames=recipe.sink_frames,
         chunk_frames=recipe.chunk_frames,
         title=title,
-        license=license or _LICENSE,
+        license=license,
     )
+
+
+def _license(setup: Setup, begun_as: CheckpointSettings | None) -> str:
+    """That of the student which the result began as; none where nobody knows it, as of a published student, or with a
+    LoRA in it. ODE initialisation begins as Wan."""
+    if setup.generator_lora is not None:
+        return ""
+    if begun_as is not None and (begun_as.license or begun_as.causal):
+        return begun_as.license
+    return _LICENSE if setup.stage == "ode-init" else ""
 
 
 def teacher_sampled_as(teacher: LoadedCheckpoint) -> CheckpointSettings:
