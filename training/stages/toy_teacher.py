@@ -101,7 +101,7 @@ def train_part(recipe: ToyRecipe, folder: Path, part: str, *, device: str = "cpu
     if result.exists():
         begin(folder / part, stage, inputs, result=result)
         return
-    vae = autoencoder.load_autoencoder(need(folder / VAE, "autoencoder"))
+    vae = autoencoder.load_autoencoder(need(folder / VAE, "autoencoder")).to(device)
     classifier = load_classifier(need(folder / CLASSIFIER, "classifier"))
     shards = list(_shards(recipe))
     for shard in shards:
